@@ -1,0 +1,259 @@
+"""What is written (ConfigDict) becomes what is built (frozen dataclasses), strictly and in one place.
+
+A config file's ``get_config(arg)`` returns an ``ml_collections.ConfigDict`` made by ``experiment``; the entries turn it
+back into dataclasses with ``build``. The dataclasses hold the defaults, so no default is written twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from sslx.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one axis may be -1 and takes what the others leave."""
+
+    data: int = -1  # batch split, parameters replicated
+    fsdp: int = 1  # batch split, parameters split too (ZeRO-3)
+    tensor: int = 1  # heads, MLP width and vocabulary split (Megatron)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer, schedule, and which parameters they apply to. Patterns are regular expressions on ``a/b/c`` names."""
+
+    name: str = "adamw"  # adamw | lamb
+    learning_rate: float = 1e-3  # peak
+    schedule: str = "linear"  # constant | linear | cosine | trapezoid, after the warm-up
+    schedule_steps: int | None = None  # length of the schedule; None: the run's steps when it was first started
+    warmup_steps: int = 100
+    cooldown_share: float = 0.2  # trapezoid: share of the schedule that falls
+    final_scale: float = 0.0  # last learning rate as a share of the peak
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
+    clip_norm: float | None = 1.0
+    freeze: tuple[str, ...] = ()
+    layer_decay: float = 1.0  # rate of layer l is layer_decay ** (depth - l); embeddings are layer 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep. The last step, a signal and an early stop always save."""
+
+    every_steps: int = 500
+    every_minutes: float = 15.0
+    keep: int = 2
+    keep_best: int = 1
+    best_metric: str = "eval/loss"
+    best_mode: str = "min"  # min | max
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation, early stopping on ``checkpoint.best_metric``."""
+
+    every_steps: int = 500
+    batches: int | None = None  # None: all held-out rows
+    patience: int | None = None  # evaluations without improvement before stopping; None: never
+    min_delta: float = 0.0  # what counts as an improvement
+    examples: int = 4  # rows shown as a table with the model's guesses
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where training reports to; ``metrics.jsonl`` and TensorBoard are always written."""
+
+    every_steps: int = 20
+    wandb: str = ""  # Weights & Biases project; WANDB_MODE=offline works
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has, whatever it learns. ``data``, ``model`` and the objective have their own dataclasses."""
+
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 256  # rows in one update, over all devices
+    micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
+    init: str = ""  # run folder or checkpoint folder to start the encoder from
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self):
+        positive = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "micro_batches": self.micro_batches,
+            "checkpoint.every_steps": self.checkpoint.every_steps,
+            "checkpoint.keep": self.checkpoint.keep,
+            "eval.every_steps": self.eval.every_steps,
+            "log.every_steps": self.log.every_steps,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"config.{name} is {value}; expected at least 1")
+        if self.batch_size % self.micro_batches:
+            raise UserError(
+                f"config.batch_size {self.batch_size} does not divide into config.micro_batches {self.micro_batches}"
+            )
+        for name, value, valid in (
+            ("optimizer.schedule", self.optimizer.schedule, ("constant", "linear", "cosine", "trapezoid")),
+            ("checkpoint.best_mode", self.checkpoint.best_mode, ("min", "max")),
+        ):
+            if value not in valid:
+                raise UserError(f"unknown config.{name} {value!r}; {nearest(str(value), valid)}")
+
+
+# Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.
+RESUMABLE = (
+    "steps",
+    "mesh",
+    "checkpoint",
+    "eval",
+    "log",
+    "data.cache_dir",
+    "data.tfds_dir",
+    "optimizer.schedule_steps",
+)
+
+
+def experiment(**parts: Any) -> ml_collections.ConfigDict:
+    """A full config: ``RunConfig``'s defaults plus named parts (``data=TextConfig(...)``, ``model=...``, ``pretext=...``)."""
+    config = to_config_dict(RunConfig())
+    for name, part in parts.items():
+        config[name] = to_config_dict(part)
+    return config
+
+
+def to_config_dict(instance: Any) -> ml_collections.ConfigDict:
+    """Writes a dataclass out; a field that may be None stays settable on the command line by its declared type."""
+    config = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif value is None:
+            value = config_dict.placeholder(_without_none(hints[field.name]))
+        config[field.name] = value
+    return config
+
+
+def build(cls: type, written: Mapping[str, Any], where: str = "config") -> Any:
+    """Builds the frozen dataclass ``cls`` from what was written.
+
+    Raises:
+      UserError: an unknown key (with the nearest valid ones) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    values = {}
+    for name, value in written.items():
+        if name not in fields:
+            raise UserError(f"unknown key {where}.{name}; {nearest(name, fields)}")
+        kind = fields[name]
+        if dataclasses.is_dataclass(kind):
+            values[name] = build(kind, value, f"{where}.{name}")
+        else:
+            values[name] = _checked(kind, value, f"{where}.{name}")
+    return cls(**values)
+
+
+def load_class(name: str, table: Mapping[str, str], what: str) -> type:
+    """The class behind a table's name, or behind a dotted path ``package.module:Class`` outside the tree.
+
+    Raises:
+      UserError: neither exists; names the nearest.
+    """
+    path = table.get(name, name)
+    if ":" not in path:
+        raise UserError(f"unknown {what} {name!r}; {nearest(name, table)}, or a dotted path 'module:Class'")
+    module_name, class_name = path.split(":", 1)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} {name!r}: no module named {error.name!r}") from None
+    if not hasattr(module, class_name):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise UserError(f"{what} {name!r}: {module_name} has no {class_name!r}; {nearest(class_name, classes)}")
+    return getattr(module, class_name)
+
+
+def parse_argument(argument: str | None, first: str, **defaults: str) -> dict[str, str]:
+    """Parses a config file's argument: ``base,data=tfds:wikipedia/20230601.en`` gives ``{"size": "base", "data": ...}``.
+
+    Args:
+      argument: What stands behind the config file's colon; None or "" is all defaults.
+      first: The name of the value that may stand without ``name=``.
+      **defaults: Every valid name with its default.
+    """
+    values = dict(defaults)
+    for part in filter(None, (argument or "").split(",")):
+        name, given, value = part.partition("=")
+        if not given:
+            name, value = first, part
+        if name not in values:
+            raise UserError(f"unknown config argument {name!r} in {argument!r}; {nearest(name, values)}")
+        values[name] = value
+    return values
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, as ``{key: (old, new)}``; a key missing on one side counts as None there."""
+    found = {}
+    for key in sorted({*old, *new}):
+        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{name}.")
+        elif _plain(a) != _plain(b):
+            found[name] = (a, b)
+    return found
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change this dotted key."""
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_none(kind: Any) -> type:
+    kinds = [k for k in typing.get_args(kind) if k is not types.NoneType]
+    return kinds[0] if kinds else kind
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    optional = types.NoneType in typing.get_args(kind)
+    if value is None and optional:
+        return None
+    base = _without_none(kind) if optional else kind
+    origin = typing.get_origin(base) or base
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} is {value!r}; expected a tuple")
+        return tuple(value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin in (int, float, str, bool) and (
+        not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool)
+    ):
+        raise UserError(f"{where} is {value!r}; expected {origin.__name__}")
+    return value

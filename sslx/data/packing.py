@@ -1,0 +1,124 @@
+"""Index plans: which pieces of the flat corpus make each row of ``seq_len``.
+
+In: document offsets and a length. Out: a `Plan`, three arrays; `rows` turns it into batches. Two layouts are here
+(sentence pairs are in `pairs`):
+
+- packed: documents are cut into pieces of at most ``seq_len - 2``, each stands as ``[CLS] piece [SEP]``, and pieces
+  share rows without being cut again. Pieces are packed by best fit, longest first, on the *histogram* of their sizes
+  (Krell et al., arXiv 2107.02027), so the cost of choosing does not grow with the number of documents.
+- documents: one document a row, cut at ``seq_len - 2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+ROW_SEED = 4242
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Row ``r`` holds pieces ``row_offsets[r]:row_offsets[r + 1]``; each is a run of the corpus's tokens.
+
+    With ``sentence_label`` (int32, 0 = in order, 1 = random or swapped) rows are pairs ``[CLS] A [SEP] B [SEP]``, two
+    pieces each; otherwise every piece stands as ``[CLS] piece [SEP]``.
+    """
+
+    seq_len: int
+    piece_start: Int64[np.ndarray, " pieces"] = field(repr=False)
+    piece_length: Int32[np.ndarray, " pieces"] = field(repr=False)
+    row_offsets: Int64[np.ndarray, " rows+1"] = field(repr=False)
+    sentence_label: Int32[np.ndarray, " rows"] | None = field(default=None, repr=False)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def fill_share(self) -> float:
+        """The share of places that are not padding."""
+        specials = 2 * len(self.piece_start) if self.sentence_label is None else 3 * self.num_rows
+        return float(self.piece_length.sum(dtype=np.int64) + specials) / (self.num_rows * self.seq_len)
+
+
+def packed_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: int) -> Plan:
+    """Cuts documents into pieces and packs these into rows; every token is in exactly one. Deterministic.
+
+    Rows are in a fixed random order: packing leaves them sorted by size, and the first batches of an evaluation would
+    see nothing but long pieces.
+    """
+    start, length = _cut(document_offsets, seq_len - 2)
+    size = length + 2
+    groups = pack_histogram(np.bincount(size, minlength=seq_len + 1), seq_len)
+    by_size = np.argsort(
+        size.astype(np.uint16 if seq_len < 1 << 16 else np.int64), kind="stable"
+    )  # 16 bits: radix sort
+    next_of_size = np.cumsum(np.bincount(size, minlength=seq_len + 1)) - np.bincount(size, minlength=seq_len + 1)
+    blocks, pieces_per_row = [], []
+    for count, sizes in groups:
+        columns = []
+        for s in sizes:
+            columns.append(by_size[next_of_size[s] : next_of_size[s] + count])
+            next_of_size[s] += count
+        blocks.append(np.stack(columns, axis=1).ravel())
+        pieces_per_row.append(np.full(count, len(sizes), np.int64))
+    pieces, per_row = np.concatenate(blocks), np.concatenate(pieces_per_row)
+    order = np.random.default_rng(ROW_SEED).permutation(len(per_row))
+    pieces = pieces[flat_ranges((np.cumsum(per_row) - per_row)[order], per_row[order])]
+    row_offsets = np.concatenate([[0], np.cumsum(per_row[order])])
+    return Plan(seq_len, start[pieces], length[pieces].astype(np.int32), row_offsets)
+
+
+def documents_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: int) -> Plan:
+    """One document a row, in their order; what is beyond ``seq_len - 2`` tokens is left out."""
+    length = np.minimum(np.diff(document_offsets), seq_len - 2).astype(np.int32)
+    return Plan(seq_len, document_offsets[:-1], length, np.arange(len(document_offsets), dtype=np.int64))
+
+
+def pack_histogram(counts: Int[np.ndarray, " sizes"], capacity: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Packs ``counts[s]`` items of each size ``s`` into bins by best fit, largest first.
+
+    Returns:
+      ``(number of bins, sizes in each)``; the numbers times the sizes give back ``counts``.
+    """
+    open_bins: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(capacity + 1)]  # by room left
+    has_bins = np.zeros(capacity + 1, bool)
+
+    def put(count: int, sizes: tuple[int, ...], room: int) -> None:
+        open_bins[room].append((count, sizes))
+        has_bins[room] = True
+
+    for size in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[size])
+        while left and has_bins[size:].any():
+            room = size + int(np.argmax(has_bins[size:]))
+            count, sizes = open_bins[room].pop()
+            has_bins[room] = bool(open_bins[room])
+            taken = min(count, left)
+            put(taken, (*sizes, size), room - size)
+            if count > taken:
+                put(count - taken, sizes, room)
+            left -= taken
+        whole, rest = divmod(left, capacity // size)
+        if whole:
+            put(whole, (size,) * (capacity // size), capacity % size)
+        if rest:
+            put(1, (size,) * rest, capacity - rest * size)
+    return [group for groups in open_bins for group in groups]
+
+
+def flat_ranges(starts: Int64[np.ndarray, " n"], lengths: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
+    """Concatenates ``range(start, start + length)`` of every pair."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _cut(document_offsets: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.diff(document_offsets)
+    pieces = -(-lengths // longest)
+    within = flat_ranges(np.zeros_like(pieces), pieces) * longest
+    start = np.repeat(document_offsets[:-1], pieces) + within
+    return start, np.minimum(np.repeat(lengths, pieces) - within, longest)

@@ -1,0 +1,163 @@
+"""From a text config to rows ready for training: open, tokenise, plan; each step is cached under ``cache_dir``.
+
+In: a `TextConfig` and the layout that the objective needs. Out: `PreparedText`.
+
+If the splits are left at ``train`` and ``validation`` and the source has no ``validation`` (files have only
+``train``), a random 2 % of ``train`` are held out (``train[98%:]``; at least one document) and the rest is trained
+on. Splits that were written out are taken as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from absl import logging
+
+from sslx.data.packing import documents_plan, packed_plan
+from sslx.data.pairs import pair_plan
+from sslx.data.rows import TextRows
+from sslx.data.sources import Collection, Source, hash_of, open_collection
+from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
+from sslx.data.tokens import TokenCorpus, tokenize_corpus
+from sslx.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Layout = Literal["packed", "nsp", "sop", "documents"]
+MIN_SEQ_LEN = 8
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """``config.data`` of text experiments."""
+
+    source: str = "python_docs"  # or tfds:NAME[/CONFIG], text:GLOB, csv:GLOB, jsonl:GLOB
+    train_split: str = "train"  # TFDS slices, also for files
+    eval_split: str = "validation"
+    test_split: str = ""  # "" = none
+    text_field: str = "text"
+    label_field: str = "label"
+    tokenizer: str = "wordpiece"  # trained on the training split; or a folder or hub name
+    vocab_size: int = 8192
+    lowercase: bool = True
+    seq_len: int = 128
+    cache_dir: str = ""  # "" = $SSLX_CACHE or ~/.cache/sslx
+    tfds_dir: str = ""  # "" = TFDS's own default
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedText:
+    """``statistics``: the splits used, documents, tokens, rows and fill share of train and eval, ``unigram_entropy``
+    (nats, of the eval split's tokens: what a model that knows only frequencies reaches) and ``fingerprint`` (of all
+    the data)."""
+
+    train: TextRows
+    eval: TextRows
+    test: TextRows | None
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    label_names: tuple[str, ...] | None
+    statistics: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``folder/tokenizer/``, which later readers of a run need."""
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+
+
+def prepare_text(
+    config: TextConfig, *, layout: Layout, tokenizer_override: str | None = None, seed: int = 0
+) -> PreparedText:
+    """Prepares train, eval and, if asked for, test rows.
+
+    Args:
+      config: what to read and how to tokenise it.
+      layout: ``packed``, sentence pairs (``nsp``, ``sop``), or ``documents`` (one a row, with labels if there are any).
+      tokenizer_override: a folder or hub name that replaces ``config.tokenizer``: fine-tuning keeps its run's
+        tokenizer.
+      seed: draws the sentence pairs.
+
+    Raises:
+      UserError: whatever the source, the splits, the tokenizer or the cache do not allow.
+    """
+    choose(layout, ("packed", "nsp", "sop", "documents"), "text layout")
+    if config.seq_len < MIN_SEQ_LEN:
+        raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
+    cache_dir = cache_folder(config.cache_dir)
+    collection = open_collection(
+        config.source,
+        text_field=config.text_field,
+        label_field=config.label_field,
+        cache_dir=cache_dir,
+        tfds_dir=config.tfds_dir or None,
+    )
+    splits = _splits(config, collection)
+    collection.check_disjoint(splits)
+    sources: dict[str, Source] = {role: collection.slice(split) for role, split in splits.items()}
+    tokenizer = load_tokenizer(
+        tokenizer_override or config.tokenizer,
+        sources["train"],
+        vocab_size=config.vocab_size,
+        lowercase=config.lowercase,
+        cache_dir=cache_dir,
+    )
+    words = vocabulary(tokenizer)
+    rows, statistics = {}, {}
+    for role, source in sources.items():
+        corpus = tokenize_corpus(source, tokenizer, cache_dir=cache_dir)
+        rows[role] = _rows(corpus, words, config.seq_len, layout, seed, cache_dir)
+        statistics |= {
+            f"{role}_split": source.split,
+            f"{role}_documents": corpus.num_documents,
+            f"{role}_skipped_documents": corpus.skipped_documents,
+            f"{role}_tokens": len(corpus.tokens),
+            f"{role}_rows": len(rows[role]),
+            f"{role}_fill_share": rows[role].plan.fill_share,
+        }
+    statistics["tokens_per_row"] = rows["train"].plan.fill_share * config.seq_len
+    statistics["unigram_entropy"] = _entropy(rows["eval"].corpus.unigram_counts)
+    corpora = {role: text_rows.corpus.fingerprint for role, text_rows in rows.items()}
+    statistics["fingerprint"] = hash_of(corpora, layout, config.seq_len, seed if layout in ("nsp", "sop") else None)
+    return PreparedText(
+        rows["train"], rows["eval"], rows.get("test"), tokenizer, words, collection.label_names, statistics
+    )
+
+
+def cache_folder(cache_dir: str = "") -> Path:
+    """Returns where prepared data goes: ``cache_dir``, else ``$SSLX_CACHE``, else ``~/.cache/sslx``."""
+    return Path(cache_dir or os.environ.get("SSLX_CACHE") or "~/.cache/sslx").expanduser()
+
+
+def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
+    splits = {"train": config.train_split, "eval": config.eval_split}
+    untouched = config.train_split == TextConfig.train_split and config.eval_split == TextConfig.eval_split
+    if untouched and "validation" not in collection.splits and "train" in collection.splits:
+        documents = len(collection.splits["train"])
+        if documents < 2:
+            raise UserError(
+                f"{config.source} is one document, and training needs another one to evaluate on; "
+                "split it (text: takes a document per .txt file or per line of a .jsonl file)"
+            )
+        # Below 50 documents, 2 % rounds to none.
+        splits = {"train": "train[:98%]", "eval": "train[98%:]"}
+        if documents < 50:
+            splits = {"train": "train[:-1]", "eval": "train[-1:]"}
+        logging.info("%s has no validation split: training on %s, evaluating on %s", config.source, *splits.values())
+    return splits | ({"test": config.test_split} if config.test_split else {})
+
+
+def _rows(corpus: TokenCorpus, words: Vocabulary, seq_len: int, layout: Layout, seed: int, cache_dir: Path) -> TextRows:
+    if layout == "documents":
+        return TextRows(corpus, documents_plan(corpus.document_offsets, seq_len), words, corpus.labels)
+    if layout == "packed":
+        return TextRows(corpus, packed_plan(corpus.document_offsets, seq_len), words)
+    return TextRows(corpus, pair_plan(corpus, seq_len, layout, seed=seed, cache_dir=cache_dir), words)
+
+
+def _entropy(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())

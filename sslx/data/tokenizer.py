@@ -1,0 +1,210 @@
+"""The tokenizer of a run, and the few facts about its vocabulary that masking and packing need.
+
+In: ``wordpiece`` (trained here on the training documents, as BERT's was: lower-casing, `##` continuations), or a
+folder or hub name that ``AutoTokenizer`` knows. Out: a Hugging Face fast tokenizer, and its `Vocabulary`.
+
+Training is deterministic, which the library's own is not: it numbers characters by the order of a hash map and breaks
+ties between merges by those numbers, so the characters are counted and numbered here first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+
+from sslx.data.sources import Source, hash_of
+from sslx.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_VOCAB_SIZE = 128
+TRAINING_DOCUMENTS = 1_000_000  # evenly spaced over the corpus; more changes a vocabulary little
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What objectives know of a tokenizer.
+
+    ``size`` is the true size (largest id + 1; models pad it). ``unk_id`` is ``pad_id`` where a tokenizer has no unknown
+    token. ``continuation[id]`` is 1 where the token continues a word (`##` pieces; without Ġ or ▁ elsewhere).
+    """
+
+    size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    continuation: bytes
+    fingerprint: str
+
+
+def load_tokenizer(
+    spec: str, source: Source | None, *, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike[str]
+) -> PreTrainedTokenizerFast:
+    """Trains (once; cached by the source's content) or loads a tokenizer.
+
+    ``source``, ``vocab_size`` and ``lowercase`` matter to ``wordpiece`` alone. A small corpus may give fewer tokens.
+
+    Raises:
+      UserError: not found, no fast tokenizer, a missing mask, pad, start or end token, or a cache that cannot be
+        written.
+    """
+    from transformers import AutoTokenizer
+
+    if spec == "wordpiece":
+        if source is None:
+            raise UserError("tokenizer 'wordpiece' is trained on a corpus and there is none; give a folder or hub name")
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(
+                f"vocab_size={vocab_size} is too small for a wordpiece tokenizer; at least {MIN_VOCAB_SIZE}"
+            )
+        key = hash_of("wordpiece", FORMAT, source.fingerprint, vocab_size, lowercase)
+        train = functools.partial(_train_wordpiece, source, vocab_size=vocab_size, lowercase=lowercase)
+        folder = prepare_once(cache_dir, f"wordpiece-{key}", lambda to: train().save_pretrained(str(to)))
+        return AutoTokenizer.from_pretrained(str(folder))
+
+    name = os.path.expanduser(spec)
+    if spec.startswith((".", "/", "~")) and not os.path.isdir(name):
+        raise UserError(f"tokenizer folder {spec!r} does not exist")
+    if difflib.get_close_matches(spec, ["wordpiece"], cutoff=0.8) and not os.path.isdir(name):
+        raise UserError(f"unknown tokenizer {spec!r}; {nearest(spec, ['wordpiece'])}")  # before the hub's long retries
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub, its cache and the file formats each raise their own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load tokenizer {spec!r}: not 'wordpiece', nor a folder or reachable hub name ({reason[:160]})"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"tokenizer {spec!r} has no fast (tokenizers library) version")
+    vocabulary(tokenizer)  # refuses missing special tokens here, where the name is known
+    return tokenizer
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """Describes a tokenizer; where it has no cls or sep token, bos and eos stand in.
+
+    Raises:
+      UserError: it lacks a mask, pad, cls/bos or sep/eos token.
+    """
+    ids = {
+        "pad": tokenizer.pad_token_id,
+        "cls/bos": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
+        "sep/eos": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+        "mask": tokenizer.mask_token_id,
+    }
+    missing = [name for name, token in ids.items() if token is None]
+    if missing:
+        name = tokenizer.name_or_path or "the tokenizer"
+        raise UserError(f"{name} has no {', '.join(missing)} token; pretraining needs {', '.join(ids)}")
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described.update(truncation=None, padding=None)  # how it was last called, not what it is
+    pieces = tokenizer.get_vocab()
+    size = max(pieces.values()) + 1
+    special_ids = tuple(sorted(set(tokenizer.all_special_ids)))
+    if described["model"].get("type") == "WordPiece":
+        prefix = described["model"]["continuing_subword_prefix"]
+        continues = {token for piece, token in pieces.items() if piece.startswith(prefix) and piece != prefix}
+    else:
+        starts = {token for piece, token in pieces.items() if piece.startswith(("Ġ", "Ċ", "▁"))}
+        continues = set(pieces.values()) - starts if starts else set()
+    continues -= set(special_ids)
+    return Vocabulary(
+        size=size,
+        pad_id=ids["pad"],
+        unk_id=tokenizer.unk_token_id if tokenizer.unk_token_id is not None else ids["pad"],
+        cls_id=ids["cls/bos"],
+        sep_id=ids["sep/eos"],
+        mask_id=ids["mask"],
+        special_ids=special_ids,
+        continuation=bytes(token in continues for token in range(size)),
+        fingerprint=hash_of(described, ids),
+    )
+
+
+def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[Path], object]) -> Path:
+    """Returns folder ``cache_dir/name``, letting ``build(folder)`` fill it if it is not there yet.
+
+    Any number of processes may ask at once: one builds, the others wait. A folder that exists is complete, since it is
+    built under a temporary name and renamed; what a killed process left is removed.
+
+    Raises:
+      UserError: the folder cannot be written (read-only, full).
+    """
+    root = Path(cache_dir).expanduser()
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / f"{name}.lock"):
+            if not folder.is_dir():
+                for stale in root.glob(f"{name}.tmp-*"):
+                    shutil.rmtree(stale, ignore_errors=True)
+                temporary = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=root))
+                try:
+                    build(temporary)
+                    temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache
+                    os.replace(temporary, folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data cache {root}: {error.strerror or error}; set config.data.cache_dir or $SSLX_CACHE "
+            "to a folder with space that can be written"
+        ) from error
+    with contextlib.suppress(OSError):
+        (root / f"{name}.lock").unlink()  # only tidies: a waiting process holds its own handle and finds the folder
+    return folder
+
+
+def _train_wordpiece(source: Source, *, vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertTokenizer
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    counts = Counter()
+    for text in _training_texts(source):
+        counts.update(normalizer.normalize_str(text))
+    characters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(characters[: min(1000, (vocab_size - len(SPECIAL_TOKENS)) // 4)])
+    # Punctuation and ideographs are words of their own, so they need no piece inside a word.
+    inside = [c for c in alphabet if len(splitter.pre_tokenize_str(normalizer.normalize_str("a" + c))) == 1]
+
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIAL_TOKENS, *("##" + c for c in inside)],  # "special" only in that their ids are fixed
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    trained.train_from_iterator(_training_texts(source), trainer)
+    pieces = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    return BertTokenizer(vocab=dict(pieces), do_lower_case=lowercase)
+
+
+def _training_texts(source: Source, chunk: int = 1000) -> Iterator[str]:
+    stride = -(-len(source) // TRAINING_DOCUMENTS)
+    for start in range(0, len(source), chunk * stride):
+        for row in source.__getitems__(range(start, min(start + chunk * stride, len(source)), stride)):
+            yield row["text"]

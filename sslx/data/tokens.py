@@ -1,0 +1,159 @@
+"""A corpus as one flat array of token ids on disk, written once per tokenizer and mapped afterwards.
+
+In: a `Source` and a tokenizer. Out: a `TokenCorpus`; rows of any length are index plans over it (`packing`, `pairs`),
+so a new sequence length re-tokenises nothing. Documents go through in chunks, so a corpus may be larger than memory;
+the tokenizer itself works on all cores. A document is tokenised sentence by sentence, each with the white space
+before it, which gives the ids of the whole and says for nothing where sentences start.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from sslx.data.sources import Source, hash_of
+from sslx.data.tokenizer import prepare_once, vocabulary
+from sslx.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT = 1
+CHUNK_DOCUMENTS = 512
+# Before white space: after the end of a sentence (its closing quotes included) if a new one seems to follow, or at a
+# line end.
+_SENTENCE_GAP = re.compile(
+    r"""(?<=[.!?])(?=\s+["'(\[]?[A-Z0-9])|(?<=[.!?]["')\]])(?=\s+["'(\[]?[A-Z0-9])|(?<=\S)(?=\s*\n\s*\S)"""
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCorpus:
+    """Documents laid end to end without special tokens; arrays are mapped from disk, read-only.
+
+    ``sentence_starts`` are places in ``tokens`` where a sentence or line starts; each document start is one.
+    """
+
+    tokens: Int[np.ndarray, " tokens"] = field(repr=False)  # uint16, or uint32 beyond 65,536 ids
+    document_offsets: Int64[np.ndarray, " documents+1"] = field(repr=False)
+    sentence_starts: Int64[np.ndarray, " sentences"] = field(repr=False)
+    labels: Int32[np.ndarray, " documents"] | None = field(repr=False)
+    label_names: tuple[str, ...] | None
+    unigram_counts: Int64[np.ndarray, " vocab"] = field(repr=False)
+    skipped_documents: int  # those without a single token
+    fingerprint: str
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_offsets) - 1
+
+
+def tokenize_corpus(
+    source: Source, tokenizer: PreTrainedTokenizerFast, *, cache_dir: str | os.PathLike[str]
+) -> TokenCorpus:
+    """Tokenises a source, or maps what an earlier call with the same content and tokenizer wrote.
+
+    Raises:
+      UserError: an unreadable record, no document with a token in it, or a cache that cannot be written.
+    """
+    words = vocabulary(tokenizer)
+    key = hash_of("tokens", FORMAT, source.fingerprint, words.fingerprint)
+    dtype = np.uint16 if words.size <= 1 << 16 else np.uint32
+    write = functools.partial(_write, source, tokenizer, words.size, dtype)
+    folder = prepare_once(cache_dir, f"tokens-{key}", write)
+    meta = json.loads((folder / "meta.json").read_text())
+    return TokenCorpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"),
+        document_offsets=np.load(folder / "document_offsets.npy"),
+        sentence_starts=np.memmap(folder / "sentence_starts.bin", dtype=np.int64, mode="r"),
+        labels=np.load(folder / "labels.npy") if meta["labelled"] else None,
+        label_names=source.label_names,
+        unigram_counts=np.load(folder / "unigram_counts.npy"),
+        skipped_documents=meta["skipped_documents"],
+        fingerprint=key,
+    )
+
+
+def _write(source: Source, tokenizer: PreTrainedTokenizerFast, size: int, dtype: type, folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # the caller's keeps its settings
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # a document that says "[MASK]" means those characters
+
+    counts = np.zeros(size, np.int64)
+    lengths, labels, written = [], [], 0
+    with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "sentence_starts.bin", "wb") as starts_file:
+        for rows in _chunks(source):
+            tokens, sentence_lengths, document_of_sentence = _encode([row["text"] for row in rows], backend, dtype)
+            document_lengths = np.bincount(document_of_sentence, sentence_lengths, minlength=len(rows)).astype(np.int64)
+            starts = written + np.cumsum(sentence_lengths) - sentence_lengths
+            starts_file.write(starts[sentence_lengths > 0].astype(np.int64).tobytes())
+            tokens_file.write(tokens.tobytes())
+            counts += np.bincount(tokens, minlength=size)
+            lengths.append(document_lengths)
+            labels += [row.get("label") for row in rows]
+            written += len(tokens)
+    lengths = np.concatenate(lengths)
+    kept = lengths > 0
+    if not kept.any():
+        raise UserError(
+            f"split {source.split!r} of {source.spec} has no document with a token in it ({len(kept)} empty)"
+        )
+    labelled = labels[0] is not None
+    np.save(folder / "document_offsets.npy", np.concatenate([[0], np.cumsum(lengths[kept])]))
+    np.save(folder / "unigram_counts.npy", counts)
+    if labelled:
+        np.save(folder / "labels.npy", np.array(labels, np.int32)[kept])
+    (folder / "meta.json").write_text(json.dumps({"labelled": labelled, "skipped_documents": int((~kept).sum())}))
+
+
+def _encode(texts: list[str], backend: Any, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the chunk's tokens, the length of each sentence, and the document (in the chunk) of each sentence."""
+    sentences = [split_sentences(text) for text in texts]
+    encodings = backend.encode_batch_fast(list(itertools.chain.from_iterable(sentences)), add_special_tokens=False)
+    ids = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
+    return tokens, lengths, np.repeat(np.arange(len(texts)), [len(pieces) for pieces in sentences])
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cuts a text at line ends and after sentences; joined, the pieces are the text again."""
+    cuts = [0, *(match.start() for match in _SENTENCE_GAP.finditer(text)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def _chunks(source: Source) -> Iterator[list[dict[str, Any]]]:
+    """Reads ahead by one chunk while the tokenizer works; shows progress when someone watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    starts = range(0, len(source), CHUNK_DOCUMENTS)
+    ranges = [range(start, min(start + CHUNK_DOCUMENTS, len(source))) for start in starts]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(source.__getitems__, ranges[0])
+        watched = track(
+            ranges,
+            description=f"tokenising {source.spec} {source.split}",
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        for number, _ in enumerate(watched):
+            rows = ahead.result()
+            if number + 1 < len(ranges):
+                ahead = reader.submit(source.__getitems__, ranges[number + 1])
+            yield rows

@@ -1,0 +1,30 @@
+"""Mistakes a user can make, as one clear line: what was given, what was expected, what is nearest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave. Entries print it as one line, without a traceback, and exit with 2."""
+
+
+def nearest(given: str, valid: Iterable[str]) -> str:
+    """Ends an error line: the valid names, closest first, e.g. ``did you mean 'adamw'? (valid: adamw, lamb)``."""
+    names = sorted(str(name) for name in valid)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    listing = ", ".join(names) if names else "none"
+    return f"did you mean {close[0]!r}? (valid: {listing})" if close else f"valid: {listing}"
+
+
+def choose(given: str, valid: Iterable[str], what: str) -> str:
+    """Returns ``given`` if it is one of ``valid``.
+
+    Raises:
+      UserError: it is not; names the nearest.
+    """
+    valid = tuple(valid)
+    if given not in valid:
+        raise UserError(f"unknown {what} {given!r}; {nearest(str(given), valid)}")
+    return given

@@ -1,0 +1,42 @@
+"""Pretrains: ``python -m sslx.main --config=configs/bert_mlm.py --workdir=runs/bert_mlm``.
+
+The same command resumes a run that was interrupted, and goes on with a finished one if ``--config.steps`` is raised.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+from sslx import entry
+from sslx.pretext import PRETEXTS
+from sslx.runtime import display
+from sslx.session import Session, train
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
+    """Pretrains into ``workdir`` and says what came out and what to run next."""
+    written = config.to_dict()
+    title = f"sslx: {written.get('pretext', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
+    session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=None, title=title)
+    if not session.trained.signal:
+        _conclude(session, workdir)
+    return session
+
+
+def _conclude(session: Session, workdir: Path) -> None:
+    say, trained, run = session.console.say, session.trained, display(workdir)
+    if not trained.metrics:
+        say(f"the run in {run} is at step {int(trained.state.step)} already; raise --config.steps to go on")
+    else:
+        loss, chance = trained.metrics["eval/loss"], session.objective.chance(session.data.statistics)
+        below = f", {chance - loss:.3f} nats below chance ({chance:.3f})" if chance is not None else ""
+        say(f"done: held-out loss {loss:.4f}{below}; curves in {run}/curves.png")
+    say("next:")
+    say(f"  tensorboard --logdir={run}")
+    say(f"  python -m sslx.finetune --config=configs/finetune/text_classification.py --config.init={run}")
+
+
+if __name__ == "__main__":
+    entry.run(main)

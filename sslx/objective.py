@@ -1,0 +1,173 @@
+"""The contract between a method and the loop: pure functions over ``(params, state, batch, key, step)``.
+
+A pretext task or a downstream task is a frozen dataclass that derives from ``Objective``. The loop, the step, sharding,
+checkpoints, logging and evaluation know nothing of any method beyond this file.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = dict[str, Any]
+Variables = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Term:
+    """One named part of a loss, as a weighted sum that has not been divided yet.
+
+    The weights are in ``batch["weights"][name]``, put there by ``views``. They depend on the views alone, so the step can
+    total them over the whole batch before it splits the batch in micro-batches, and divide once, globally.
+
+    Attributes:
+      sum: float32[], the sum of weight · value over the rows at hand.
+      coef: The term's coefficient in the total loss.
+    """
+
+    sum: Float[Array, ""]
+    coef: float = flax.struct.field(pytree_node=False, default=1.0)
+
+
+@flax.struct.dataclass
+class Mean:
+    """A metric that adds up over micro-batches and evaluation batches: float32[] ``sum`` over float32[] ``weight``."""
+
+    sum: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+@flax.struct.dataclass
+class Sum:
+    """A statistic for ``after_update`` that adds up over micro-batches (a centre, codebook counts)."""
+
+    value: Any
+
+
+@flax.struct.dataclass
+class Rows:
+    """A statistic for ``after_update`` with one entry a row, put back in row order over micro-batches (a queue)."""
+
+    value: Any
+
+
+@flax.struct.dataclass
+class Out:
+    """What ``Objective.loss`` returns."""
+
+    terms: dict[str, Term]
+    metrics: dict[str, Mean] = flax.struct.field(default_factory=dict)
+    stats: dict[str, Sum | Rows] = flax.struct.field(default_factory=dict)
+
+
+class Objective(abc.ABC):
+    """A pretext or downstream task. Every method is pure; subclasses are frozen dataclasses."""
+
+    scope: ClassVar[Literal["row", "batch"]] = "row"  # "batch": a term's value depends on the whole batch
+    scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
+
+    @abc.abstractmethod
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        """Returns ``{"params", "state"}``, both boxed with logical axis names."""
+
+    @abc.abstractmethod
+    def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
+        """Draws masks, crops, noise; adds ``weights``, a dict of float32[batch, ...] with one entry a term.
+
+        Randomness comes from ``key`` folded with ``batch["row"]``, so that a row's view does not depend on the mesh.
+        """
+
+    @abc.abstractmethod
+    def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        """The terms of the loss, metrics and statistics on one (micro-)batch that ``views`` has been through."""
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Objective, Any]:
+        """Builds the objective and its data from the whole written config.
+
+        Args:
+          config: The config, with ``data``, ``model`` and the objective's own part.
+          tokenizer: Folder of the tokenizer of the run that is resumed or started from; None: as configured.
+
+        Returns:
+          The objective, and data with row sets ``train``, ``eval`` and ``test`` (or None), a dict ``statistics``
+          and ``save(folder)``, which writes what a later reader needs (a tokenizer).
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        """What fine-tuning, probes and export reload: ``{"params": ...}`` of the encoder (the teacher's, if that is the product).
+
+        An objective that starts from such an encoder keeps it as ``params["encoder"]``.
+        """
+
+    @abc.abstractmethod
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        """Features of rows, float32, from what ``encoder`` returned."""
+
+    @abc.abstractmethod
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        """Model FLOPs of one training step (forward and backward, no recomputation) on a batch of these shapes."""
+
+    def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
+        """The next ``state``: EMA teacher, centre, codebook, queue. Runs once an update, not once a micro-batch."""
+        return state
+
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        """The loss of a guessing or collapsed model, from corpus statistics; None where nothing is known."""
+        return None
+
+    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Evaluation metrics that follow from others, such as perplexity; on the host."""
+        return {}
+
+    def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
+        """Per-row arrays for ``score`` and ``show``, computed on device from a batch that ``views`` has been through."""
+        return {}
+
+    def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics that do not add up over batches (F1, mAP, R@k), from ``predict`` of all held-out rows; on the host.
+
+        Evaluation collects predictions only where ``scored`` is True.
+        """
+        return {}
+
+    def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        """Rows of a table that let a person judge the model, from ``predict`` of a few held-out rows; [] shows none."""
+        return []
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        """What the model will see of each row: from a batch before and after ``views``, both on the host."""
+        return [
+            {name: str(np.asarray(array)[row]) for name, array in batch.items()} for row in range(len(batch["row"]))
+        ]
+
+    def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
+        """The final report of a downstream task on its test rows."""
+        return Report("", {}, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a task says at its end: text for the console, JSON values, and figures by file name."""
+
+    text: str
+    values: dict[str, Any]
+    figures: dict[str, Figure]
+
+
+def row_keys(key: PRNGKeyArray, rows: Array) -> PRNGKeyArray:
+    """One key a row, from the row's global id: the same whatever device, host or micro-batch the row is on."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

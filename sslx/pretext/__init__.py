@@ -1,0 +1,5 @@
+"""Index of the pretext tasks: ``config.pretext.name`` to class."""
+
+PRETEXTS = {
+    "mlm": "sslx.pretext.mlm:MaskedLanguageModel",  # predict masked tokens, optionally the next sentence or its order
+}

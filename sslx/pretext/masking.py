@@ -1,0 +1,106 @@
+"""Which tokens to hide: BERT's masking (google-research/bert ``create_pretraining_data.py``) inside jit.
+
+The count of picked positions is exact and its upper bound static, so that the vocabulary head runs on picked positions
+only and one compilation serves every batch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from sslx.data.tokenizer import Vocabulary
+from sslx.objective import Batch, row_keys
+
+
+def picked_count(length: int, mask_ratio: float) -> int:
+    """The most positions a row of ``length`` can have picked; static."""
+    return max(1, round(mask_ratio * length))
+
+
+def mask_tokens(
+    batch: Batch, key: PRNGKeyArray, vocabulary: Vocabulary, mask_ratio: float, *, whole_word: bool
+) -> dict[str, Array]:
+    """Picks positions and corrupts them: 80 % [MASK], 10 % a random token, 10 % kept.
+
+    Args:
+      batch: int32[batch, length] ``tokens`` and ``segment_ids``, int32[batch] ``row``.
+      key: The step's key; each row folds in its id.
+      vocabulary: Special ids, the [MASK] id, which tokens continue a word.
+      mask_ratio: Share of a row's tokens (special ones counted, as in the original) that is picked.
+      whole_word: Pick all pieces of a word or none; a word that would overflow the count is skipped.
+
+    Returns:
+      int32[batch, length] ``tokens`` corrupted, int32[batch, picked] ``positions`` and ``targets``, and
+      float32[batch, picked] ``weights``, 1 where a position is really picked (short rows have fewer).
+    """
+    special = np.zeros(vocabulary.size, bool)
+    special[list(vocabulary.special_ids)] = True
+    continuation = np.frombuffer(vocabulary.continuation, np.uint8).astype(bool)
+    count = picked_count(batch["tokens"].shape[1], mask_ratio)
+
+    def one_row(tokens: Array, segment_ids: Array, key: PRNGKeyArray) -> dict[str, Array]:
+        pick_key, kind_key, token_key = jax.random.split(key, 3)
+        real = segment_ids > 0
+        candidates = real & ~jnp.asarray(special)[tokens]
+        wanted = jnp.maximum(jnp.round(mask_ratio * jnp.sum(real)), 1).astype(jnp.int32)
+        wanted = jnp.minimum(wanted, count)
+        if whole_word:
+            starts = candidates & ~(jnp.asarray(continuation)[tokens] & _follows(candidates, segment_ids))
+            picked = _pick_words(starts, candidates, wanted, pick_key)
+        else:
+            picked = _pick_tokens(candidates, wanted, pick_key)
+        # A stable sort puts the picked positions first, in reading order.
+        positions = jnp.argsort(~picked, stable=True)[:count]
+        weights = picked[positions].astype(jnp.float32)
+        targets = tokens[positions]
+        kind = jax.random.uniform(kind_key, (count,))
+        noise = jax.random.randint(token_key, (count,), 0, vocabulary.size, tokens.dtype)
+        corrupted = jnp.where(kind < 0.8, vocabulary.mask_id, jnp.where(kind < 0.9, noise, targets))
+        corrupted = jnp.where(weights > 0, corrupted, targets).astype(tokens.dtype)
+        return {
+            "tokens": tokens.at[positions].set(corrupted, unique_indices=True),
+            "positions": positions.astype(jnp.int32),
+            "targets": targets,
+            "weights": weights,
+        }
+
+    return jax.vmap(one_row)(batch["tokens"], batch["segment_ids"], row_keys(key, batch["row"]))
+
+
+def _pick_tokens(candidates: Bool[Array, "length"], wanted: Int[Array, ""], key: PRNGKeyArray) -> Bool[Array, "length"]:
+    order = jnp.argsort(jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0))
+    rank = jnp.argsort(order)
+    return candidates & (rank < wanted)
+
+
+def _follows(candidates: Bool[Array, "length"], segment_ids: Int[Array, "length"]) -> Bool[Array, "length"]:
+    """Whether the token before is a candidate of the same segment, so that a continuation piece has a word to join."""
+    before = jnp.concatenate([jnp.zeros(1, bool), candidates[:-1] & (segment_ids[:-1] == segment_ids[1:])])
+    return before
+
+
+def _pick_words(
+    starts: Bool[Array, "length"], candidates: Bool[Array, "length"], wanted: Int[Array, ""], key: PRNGKeyArray
+) -> Bool[Array, "length"]:
+    length = starts.shape[0]
+    word = jnp.where(candidates, jnp.cumsum(starts) - 1, length)  # word of each token; ``length`` for no word
+    sizes = jnp.zeros(length + 1, jnp.int32).at[word].add(1)[:length]
+    order = jnp.argsort(jnp.where(sizes > 0, jax.random.uniform(key, (length,)), 2.0))
+
+    def take(taken: Array, size: Array) -> tuple[Array, Array]:
+        fits = (size > 0) & (taken + size <= wanted)
+        return taken + jnp.where(fits, size, 0), fits
+
+    _, fits = jax.lax.scan(take, jnp.zeros((), jnp.int32), sizes[order])
+    chosen = jnp.zeros(length + 1, bool).at[order].set(fits)
+    return candidates & chosen[word]
+
+
+def gather_positions(
+    x: Float[Array, "batch length width"], positions: Int[Array, "batch picked"]
+) -> Float[Array, "batch picked width"]:
+    """Hidden states at the picked positions."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,0 +1,224 @@
+"""Masked language modelling (BERT, arXiv 1810.04805), optionally with next-sentence or sentence-order prediction.
+
+In: rows of tokens, segment ids and positions. Views: masks drawn inside jit, ``mask_ratio`` in training and always
+``eval_mask_ratio`` (15 %) in evaluation, so that runs at different rates can be compared. Out: two named terms, ``mlm`` (a mean over
+picked tokens) and ``sentence`` (a mean over rows; NSP as in BERT, SOP as in ALBERT, arXiv 1909.11942).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sslx.config import build
+from sslx.data.text import PreparedText, TextConfig, prepare_text
+from sslx.data.tokenizer import Vocabulary
+from sslx.errors import UserError, choose
+from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler, mean_pool, padded_vocabulary
+from sslx.models.layers import Dense
+from sslx.models.losses import softmax_cross_entropy
+from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.pretext.masking import gather_positions, mask_tokens, picked_count
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModelConfig:
+    """``config.pretext`` of ``name="mlm"``."""
+
+    name: str = "mlm"
+    mask_ratio: float = 0.15
+    eval_mask_ratio: float = 0.15
+    whole_word: bool = False
+    sentence: str | None = None  # None | nsp | sop: a second loss on pairs of segments
+
+    def __post_init__(self):
+        for name in ("mask_ratio", "eval_mask_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"config.pretext.{name} is {getattr(self, name)}; expected a share between 0 and 1")
+        if self.sentence is not None:
+            choose(self.sentence, ("nsp", "sop"), "config.pretext.sentence")
+
+
+class BertForPretraining(nn.Module):
+    """Encoder, masked-token head and, with a sentence loss, pooler and sentence head."""
+
+    config: BertConfig
+    vocab_size: int
+    sentence: bool
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config, self.vocab_size)
+        self.mlm_head = MaskedTokenHead(self.config, self.vocab_size)
+        if self.sentence:
+            self.pooler = Pooler(self.config)
+            self.sentence_head = Dense(2, ("embed", "types"))
+
+    def __call__(
+        self, batch: Batch, *, deterministic: bool
+    ) -> tuple[Float[Array, "batch picked padded_vocab"], Float[Array, "batch 2"] | None]:
+        x = self.encoder(batch, deterministic=deterministic)
+        picked = gather_positions(x, batch["picked"])
+        logits = self.mlm_head(picked, self.encoder.embeddings.word)
+        sentence = self.sentence_head(self.pooler(x)).astype(jnp.float32) if self.sentence else None
+        return logits, sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModel(Objective):
+    """The objective of ``config.pretext.name = "mlm"``."""
+
+    pretext: MaskedLanguageModelConfig
+    model: BertConfig
+    vocabulary: Vocabulary
+    tokenizer: Any  # decodes tokens in ``show``
+
+    @classmethod
+    def prepare(
+        cls, config: Mapping[str, Any], tokenizer: str | None = None
+    ) -> tuple[MaskedLanguageModel, PreparedText]:
+        """Builds objective and data from the written config.
+
+        Args:
+          config: The whole config, with ``data``, ``model`` and ``pretext``.
+          tokenizer: Folder of a tokenizer to use instead of ``config.data.tokenizer``.
+
+        Raises:
+          UserError: anything in the three parts that cannot be.
+        """
+        pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
+        model = build(BertConfig, config["model"], "config.model")
+        data_config = build(TextConfig, config["data"], "config.data")
+        check_length(model, data_config.seq_len)
+        data = prepare_text(
+            data_config, layout=pretext.sentence or "packed", tokenizer_override=tokenizer, seed=config["seed"]
+        )
+        return cls(pretext, model, data.vocabulary, data.tokenizer), data
+
+    @property
+    def module(self) -> BertForPretraining:
+        """The Linen module."""
+        return BertForPretraining(self.model, self.vocabulary.size, self.pretext.sentence is not None)
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        picked = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
+        variables = self.module.init(key, batch | {"picked": picked}, deterministic=True)
+        return {"params": variables["params"], "state": {}}
+
+    def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
+        ratio = self.pretext.mask_ratio if train else self.pretext.eval_mask_ratio
+        masked = mask_tokens(batch, key, self.vocabulary, ratio, whole_word=self.pretext.whole_word)
+        weights = {"mlm": masked["weights"]}
+        if self.pretext.sentence:
+            weights["sentence"] = jnp.ones(batch["tokens"].shape[0], jnp.float32)
+        added = {"tokens": masked["tokens"], "picked": masked["positions"], "targets": masked["targets"]}
+        return batch | added | {"weights": weights}
+
+    def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        logits, sentence = self.module.apply({"params": params}, batch, deterministic=not train, rngs={"dropout": key})
+        weights = batch["weights"]["mlm"]
+        terms = {"mlm": Term(jnp.sum(weights * softmax_cross_entropy(logits, batch["targets"])))}
+        correct = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+        metrics = {"accuracy": Mean(jnp.sum(weights * correct), jnp.sum(weights))}
+        if sentence is not None:
+            weights, labels = batch["weights"]["sentence"], batch["sentence_label"]
+            terms["sentence"] = Term(jnp.sum(weights * softmax_cross_entropy(sentence, labels)))
+            hits = (jnp.argmax(sentence, axis=-1) == labels).astype(jnp.float32)
+            metrics["sentence_accuracy"] = Mean(jnp.sum(weights * hits), jnp.sum(weights))
+        return Out(terms, metrics)
+
+    @classmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        return {"params": params["encoder"]}
+
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
+        return mean_pool(x, batch["segment_ids"])
+
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        rows, length = batch_shapes["tokens"]
+        width = self.model.width
+        head = 2 * width * (width + padded_vocabulary(self.vocabulary.size))
+        forward = length * self.model.flops_per_token(length)
+        forward += picked_count(length, self.pretext.mask_ratio) * head
+        return 3.0 * rows * forward
+
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        entropy = statistics.get("unigram_entropy")
+        return None if entropy is None else entropy + (math.log(2) if self.pretext.sentence else 0.0)
+
+    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        # exp overflows a float above 709; a loss that high has no meaningful perplexity.
+        return {"perplexity": math.exp(min(metrics.get("mlm", metrics["loss"]), 700.0))}
+
+    def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
+        logits, _ = self.module.apply({"params": params}, batch, deterministic=True)
+        values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), 5)
+        picked = {"picked": batch["picked"], "targets": batch["targets"], "weights": batch["weights"]["mlm"]}
+        return {"tokens": batch["tokens"], "ids": ids, "probabilities": jnp.exp(values)} | picked
+
+    def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        rows = []
+        for tokens, picked, targets, weights, ids, probabilities in zip(
+            *(predictions[name] for name in ("tokens", "picked", "targets", "weights", "ids", "probabilities")),
+            strict=True,
+        ):
+            shown = [i for i in range(len(picked)) if weights[i] and tokens[picked[i]] == self.vocabulary.mask_id]
+            if not shown:
+                continue
+            best = shown[0]
+            around = tokens[max(0, picked[best] - 12) : picked[best] + 13]
+            text = self.tokenizer.decode([t for t in around if t != self.vocabulary.pad_id])
+            guesses = ", ".join(
+                f"{self.tokenizer.decode([token])} {p:.2f}"
+                for token, p in zip(ids[best], probabilities[best], strict=True)
+            )
+            rows.append({"text": text, "hidden": self.tokenizer.decode([targets[best]]), "top 5 guesses": guesses})
+        return rows
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        rows = []
+        for row in range(len(batch["row"])):
+            real = batch["segment_ids"][row] > 0
+            words = self.tokenizer.convert_ids_to_tokens(batch["tokens"][row])
+            seen = self.tokenizer.convert_ids_to_tokens(viewed["tokens"][row])
+            picked = set(viewed["picked"][row][viewed["weights"]["mlm"][row] > 0].tolist())
+            text = [f"[{s} <- {w}]" if i in picked else w for i, (w, s) in enumerate(zip(words, seen, strict=True))]
+            text = [token for token, there in zip(text, real, strict=True) if there]
+            rows.append(
+                {
+                    "text": " ".join(text),
+                    "tokens": f"{int(real.sum())} of {len(real)}, {len(picked)} picked (shown as [seen <- original])",
+                    "segments": _runs(batch["segment_ids"][row]),
+                }
+            )
+            if self.pretext.sentence:
+                rows[-1]["token types"] = _runs(batch["token_types"][row][real])
+                rows[-1]["sentence label"] = str(batch["sentence_label"][row])
+        return rows
+
+
+def _runs(values: np.ndarray) -> str:
+    """``1 x 40, 2 x 24`` for runs of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    return ", ".join(f"{run[0]} x {len(run)}" for run in np.split(values, edges))
+
+
+def check_length(model: BertConfig, seq_len: int) -> None:
+    """Refuses rows longer than the model's position table.
+
+    Raises:
+      UserError: ``config.data.seq_len`` is above ``config.model.max_length``.
+    """
+    if model.positions == "learned" and seq_len > model.max_length:
+        raise UserError(
+            f"config.data.seq_len {seq_len} is longer than config.model.max_length {model.max_length}; "
+            f"expected at most {model.max_length}"
+        )

@@ -1,0 +1,47 @@
+"""Shows what the model will see: ``python -m sslx.preview --config=configs/bert_mlm.py``, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from sslx import entry
+from sslx.config import load_class
+from sslx.data.rows import RowOrder
+from sslx.pretext import PRETEXTS
+from sslx.runtime import configure
+from sslx.session import run_config
+from sslx.train.console import Console
+
+ROWS = 4
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str]]:
+    """Prints the first rows of step 0 exactly as training would see them, with masks and segments."""
+    configure()
+    written = config.to_dict()
+    run = run_config(written, "pretext")
+    objective, data = load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name").prepare(written)
+    ids = RowOrder(len(data.train), seed=run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
+    batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
+    step = jnp.zeros((), jnp.int32)
+    key, _, _ = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), step), 3)
+    viewed = jax.device_get(jax.jit(lambda b: objective.views(b, key, step, train=True))(batch))
+    console = Console()
+    for name, value in data.statistics.items():
+        console.say(f"{name:<24} {value:,.4f}" if isinstance(value, float) else f"{name:<24} {value}")
+    shown = objective.preview(batch, viewed)
+    for row, fields in zip(ids, shown, strict=True):
+        console.say("")
+        console.say(f"row {row}")
+        for name, value in fields.items():
+            console.say(f"  {name}: {value}")
+    return shown
+
+
+if __name__ == "__main__":
+    entry.run(main, needs_workdir=False)

@@ -1,0 +1,57 @@
+"""Settings of the process that must be made once, before the first array exists."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+
+import jax
+
+from sslx.data.text import cache_folder
+
+# glibc's mallopt parameters (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def configure() -> None:
+    """Turns on the persistent compile cache and, on CPU, keeps freed memory instead of returning it to the kernel.
+
+    Set ``JAX_COMPILATION_CACHE_DIR`` to move the cache, ``SSLX_CACHE`` to move all caches.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        folder = cache_folder("") / "jax"
+        with contextlib.suppress(OSError):  # without a cache everything works, only slower
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or jax.default_backend() == "cpu":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    # XLA's CPU buffers are large mallocs. By default each is a fresh mmap whose pages fault one by one: adding 1 to a
+    # 32 MB array took 17.6 ms that way and 2.7 ms with these settings, which change no arithmetic.
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def describe_devices() -> str:
+    """``8 x TPU v5 lite`` or ``1 x cpu``, with hosts if there are several."""
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"
+
+
+def display(path: Path) -> str:
+    """A path as a person would type it from here."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).absolute().relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,210 @@
+"""Checkpoints of a run: every call to Orbax in the tree is here.
+
+A checkpoint ``checkpoints/<step>/`` holds the ``TrainState`` and what else resuming needs (``progress``: best metric,
+patience, ...). Writing is asynchronous and atomic: a folder with a step's bare number is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from sslx.config import CheckpointConfig
+from sslx.errors import UserError
+from sslx.train.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run: Path, config: CheckpointConfig):
+        self._folder = Path(run).absolute() / "checkpoints"
+        self._config = config
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return saved_steps(self._folder)
+
+    def best_step(self) -> int | None:
+        """The kept checkpoint that is best by ``config.best_metric``, or None."""
+        return self._open().best_step()
+
+    def save(self, state: TrainState, step: int, progress: dict, metrics: dict[str, float] | None) -> None:
+        """Starts writing; returns as soon as the arrays are copied off the devices.
+
+        Args:
+          state: The training state; may be donated right after.
+          step: Its step, as a host integer.
+          progress: What else resuming needs; JSON.
+          metrics: Evaluation metrics of this step, or None if it was not evaluated.
+
+        Raises:
+          UserError: the disk is full or not writable (of this save or of the one before it).
+        """
+        with self._writing():
+            progress = {**progress, "digest": np.asarray(_digest(state)).tolist()}
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+            self._open().save(step, args=args, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    def restore(
+        self, abstract: TrainState, step: int | None = None, say: Callable[[str], None] = print
+    ) -> tuple[TrainState, dict] | None:
+        """Reads the newest checkpoint, or ``step``'s, sharded like ``abstract``.
+
+        A damaged checkpoint is renamed to ``<step>.damaged`` and the one before it is used instead.
+
+        Args:
+          abstract: ``ShapeDtypeStruct`` with shardings, in the shape of the state.
+          step: A certain step; None: the newest that can be read.
+          say: Where to tell of a damaged checkpoint.
+
+        Returns:
+          The state and the progress saved with it, or None if there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints and none can be read.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        damaged = []
+        for candidate in candidates:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+            try:
+                restored = self._open().restore(candidate, args=args)
+                state, progress = restored["state"], restored["progress"]
+                if np.asarray(_digest(state)).tolist() != progress.pop("digest"):
+                    raise ValueError("its arrays are not those that were saved")
+                return state, progress
+            except Exception as error:
+                # Orbax, TensorStore and JSON each raise their own kinds on damaged files.
+                damaged.append(f"{candidate} ({_first_line(error)})")
+                say(f"checkpoint {candidate} cannot be read ({_first_line(error)}); trying the one before it")
+                self.close()
+                _move_aside(self._folder / str(candidate))
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read: {'; '.join(damaged)}; they were kept as *.damaged"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for writes and releases the manager."""
+        if self._manager is not None:
+            with self._writing():
+                self._manager.close()
+            self._manager = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            config, policies = self._config, checkpoint_managers
+            keep = [policies.LatestN(config.keep)]
+            if config.keep_best:
+                keep.append(
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[config.best_metric],
+                        reverse=config.best_mode == "min",
+                        n=config.keep_best,
+                        keep_checkpoints_without_metrics=False,
+                    )
+                )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                best_fn=lambda metrics: metrics[config.best_metric],
+                best_mode=config.best_mode,
+                cleanup_tmp_directories=True,
+            )
+            with self._writing():
+                self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return self._manager
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            signs = ("No space left", "RESOURCE_EXHAUSTED", "Read-only", "Permission denied", "File too large", "quota")
+            if not isinstance(error, OSError) and not any(sign in text for sign in signs):
+                raise
+            for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            kept = f"step {self.steps()[-1]} is safe" if self.steps() else "no earlier checkpoint"
+            raise UserError(f"cannot write a checkpoint in {self._folder}: {_first_line(error)}; {kept}") from None
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a ``checkpoints`` folder, oldest first; [] if there is none."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted(int(path.name) for path in Path(folder).iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
+    """Reads ``{"params", "state"}`` of a run as NumPy arrays, without the optimizer's moments.
+
+    Args:
+      run: The run folder.
+      step: Which checkpoint; None: the newest.
+
+    Raises:
+      UserError: the run has no checkpoint, or it cannot be read.
+    """
+    folder = Path(run).absolute() / "checkpoints"
+    steps = saved_steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}; expected checkpoints/<step>/ of a run that has saved")
+    path = folder / str(steps[-1] if step is None else step) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(path).item_metadata.tree
+            wanted = {"params": tree["params"], "state": tree.get("state") or {}}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            item = jax.tree.map(lambda _: 0, wanted)
+            return reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True))
+    except Exception as error:
+        raise UserError(f"checkpoint {path.parent} cannot be read: {_first_line(error)}") from None
+
+
+@jax.jit
+def _digest(state: TrainState) -> jax.Array:
+    """uint32[arrays]: the wrapping sum of each array's bits.
+
+    The files carry no checksum of the values, and a flipped bit would otherwise be trained on. Integer sums do not depend
+    on the order of addition, so the digest is the same on any mesh.
+    """
+
+    def bits(array: jax.Array) -> jax.Array:
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+        return jnp.sum(jax.lax.bitcast_convert_type(array, width), dtype=jnp.uint32)
+
+    return jnp.stack([bits(array) for array in jax.tree.leaves(state)])
+
+
+def _move_aside(path: Path) -> None:
+    target = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

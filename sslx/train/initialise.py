@@ -1,0 +1,70 @@
+"""Starting from another run: its encoder's parameters take the place of the new run's, checked name by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from sslx.config import load_class
+from sslx.errors import UserError
+from sslx.train.checkpoint import read_variables
+from sslx.train.run_folder import read_config
+
+
+def objective_class(config: Mapping[str, Any]) -> type:
+    """The class of a run's objective, pretext or task."""
+    from sslx.pretext import PRETEXTS
+    from sslx.tasks import TASKS
+
+    part, table = ("pretext", PRETEXTS) if "pretext" in config else ("task", TASKS)
+    return load_class(config[part]["name"], table, f"config.{part}.name")
+
+
+def load_encoder(abstract_params: Mapping[str, Any], run: Path) -> tuple[dict[str, Any], list[str]]:
+    """The encoder of a run as host arrays, in the shape of the new run's ``params["encoder"]``.
+
+    Args:
+      abstract_params: The new run's parameters as ``ShapeDtypeStruct``.
+      run: The run to start from; its newest checkpoint is read.
+
+    Returns:
+      ``{"encoder": ...}`` to put over fresh parameters, and a note on parameters that find no use.
+
+    Raises:
+      UserError: no run there, or parameters are missing or of another shape; names each.
+    """
+    variables = read_variables(run)
+    found = objective_class(read_config(run)).encoder(variables["params"], variables["state"])["params"]
+    found = traverse_util.flatten_dict(found, sep="/")
+    wanted = traverse_util.flatten_dict(dict(abstract_params["encoder"]), sep="/")
+    problems = []
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        problems.append(f"missing there: {', '.join(missing)}")
+    reshaped = [
+        f"{name} {found[name].shape} there, {leaf.shape} expected"
+        for name, leaf in sorted(wanted.items())
+        if name in found and found[name].shape != leaf.shape
+    ]
+    if reshaped:
+        problems.append(f"of another shape: {', '.join(reshaped)}")
+    if problems:
+        raise UserError(f"config.init {str(run)!r} does not fit the model; {'; '.join(problems)}")
+    extra = sorted(set(found) - set(wanted))
+    notes = [f"config.init {run}: unused parameters {', '.join(extra)}"] if extra else []
+    encoder = {name: np.asarray(found[name], wanted[name].dtype) for name in wanted}
+    return {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}, notes
+
+
+def overlay(params: Any, given: Mapping[str, Any]) -> Any:
+    """``params`` with the subtrees of ``given`` in place of its own, each array where the one it replaces was."""
+
+    def place(new: np.ndarray, old: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+
+    return {**params, **{name: jax.tree.map(place, tree, params[name]) for name, tree in given.items()}}

@@ -1,0 +1,137 @@
+"""Where numbers go: ``metrics.jsonl``, TensorBoard, Weights & Biases if asked, and ``curves.png`` at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from sslx.errors import UserError
+from sslx.train.run_folder import write_text
+
+
+class MetricsWriter:
+    """Writes one JSON object a line, and the same numbers as TensorBoard scalars.
+
+    What was written after the step resumed from is cut away first: those steps run again.
+    """
+
+    def __init__(self, run: Path, resumed_from: int, wandb_project: str = "", config: dict[str, Any] | None = None):
+        self._path = Path(run) / "metrics.jsonl"
+        kept = [record for record in read_metrics(run) if record["step"] <= resumed_from]
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        try:
+            self._file = open(self._path, "a", encoding="utf8")  # noqa: SIM115  (open as long as the run)
+            self._board = SummaryWriter(str(run), purge_step=resumed_from + 1 if resumed_from else None)
+        except OSError as error:
+            raise UserError(f"cannot write in {run}: {error.strerror or error}") from None
+        self._wandb = _start_wandb(run, wandb_project, config) if wandb_project else None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes values of a step, with all their digits.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
+        """Writes a table as TensorBoard text."""
+        if rows:
+            self._board.add_text(name, markdown(rows), step)
+
+    def close(self) -> None:
+        """Puts everything on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All records of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A Markdown table; the first row's keys are the header."""
+    cell = lambda value: str(value).replace("|", "\\|").replace("\n", " ")  # noqa: E731
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(row[key]) for key in rows[0]] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw_curves(run: Path, chance: float | None) -> Path | None:
+    """Draws ``curves.png`` from ``metrics.jsonl``: losses against the chance value, other evaluation metrics, the rate.
+
+    Returns:
+      The picture's path, or None if there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(run)
+
+    def series(name: str) -> tuple[list[int], list[float]]:
+        points = [(record["step"], record[name]) for record in records if name in record]
+        return [x for x, _ in points], [y for _, y in points]
+
+    evaluated = {name for record in records for name in record if name.startswith("eval/")}
+    chosen = next((n for n in ("eval/macro_f1", "eval/accuracy") if n in evaluated), None)
+    panels = [("loss (nats)", ["train/loss", "eval/loss"])]
+    if chosen:
+        panels.append((chosen.removeprefix("eval/").replace("_", " "), [chosen]))
+    panels.append(("learning rate", ["train/learning_rate"]))
+    if not series("train/loss")[0]:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            steps, values = series(name)
+            if steps:
+                marker = "o" if name.startswith("eval/") else None
+                axes.plot(steps, values, label=name, marker=marker, markersize=3, linewidth=1.3)
+        if "loss" in title and chance is not None:
+            axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance {chance:.2f}")
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend(fontsize=8)
+    path = Path(run) / "curves.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _start_wandb(run: Path, project: str, config: dict[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise UserError(f"config.log.wandb={project!r} needs Weights & Biases: pip install 'sslx[wandb]'") from None
+    # The id is the folder's, so that a resumed run goes on in the same chart.
+    name = Path(run).absolute().name
+    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(run), config=config)

@@ -1,0 +1,148 @@
+"""Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
+
+Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, the decay mask and layer-wise rates treat each layer of a
+stack by itself, so that scanning changes nothing about the training.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sslx.config import OptimizerConfig
+from sslx.errors import UserError, nearest
+from sslx.train.sharding import is_box, parameter_name
+
+OPTIMIZERS = ("adamw", "lamb")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: a linear warm-up, then ``config.schedule`` down to ``final_scale`` of the peak.
+
+    Args:
+      config: The optimizer's settings.
+      steps: Length of the schedule if ``config.schedule_steps`` is None.
+
+    Raises:
+      UserError: the warm-up is as long as the schedule.
+    """
+    total, warmup, peak = config.schedule_steps or steps, config.warmup_steps, config.learning_rate
+    if warmup >= total:
+        raise UserError(
+            f"config.optimizer.warmup_steps {warmup} is not below the schedule's {total} steps; expected 0 to {total - 1}"
+        )
+    end, rest = peak * config.final_scale, total - warmup
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, end, rest)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_scale)
+    else:
+        fall = max(1, round(config.cooldown_share * total))
+        after = optax.linear_schedule(peak, end, min(fall, rest), transition_begin=max(0, rest - fall))
+    # Step 0 already moves: a first update at rate 0 would be a wasted batch.
+    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, boxed_params: Any
+) -> optax.GradientTransformation:
+    """The chain: clip, moments, decay, trust ratio (LAMB), layer-wise rates, learning rate, freezing.
+
+    Args:
+      config: The optimizer's settings.
+      schedule: Learning rate by step.
+      boxed_params: Abstract parameters with logical axis names; they say which arrays are stacks of layers.
+
+    Raises:
+      UserError: an unknown optimizer, or a pattern that is no regular expression or matches no parameter.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"unknown config.optimizer.name {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+    stacked = _map_boxed(lambda _, leaf: (getattr(leaf, "names", None) or (None,))[0] == "layers", boxed_params)
+    decayed = jax.tree.map(lambda hit: not hit, _matches(config.no_decay, boxed_params, "no_decay", required=False))
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
+    chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+    if config.name == "lamb":
+        chain.append(_scale_by_layer_trust_ratio(stacked))
+    if config.layer_decay != 1.0:
+        chain.append(_scale_by_layer_rate(_layer_rates(config.layer_decay, stacked, boxed_params)))
+    chain.append(optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*chain)
+    if config.freeze:
+        # Zero gradients alone would not do: weight decay would still move a frozen weight.
+        labels = jax.tree.map(
+            lambda hit: "frozen" if hit else "trained", _matches(config.freeze, boxed_params, "freeze")
+        )
+        optimizer = optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+    return optimizer
+
+
+def _map_boxed(function: Any, boxed: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(function, boxed, is_leaf=is_box)
+
+
+def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: bool = True) -> Any:
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise UserError(f"config.optimizer.{field} {error.pattern!r} is no regular expression: {error}") from None
+    hits = _map_boxed(lambda path, _: any(p.search(parameter_name(path)) for p in compiled), boxed)
+    if required:
+        names = [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)]
+        for pattern in compiled:
+            if not any(pattern.search(name) for name in names):
+                raise UserError(
+                    f"config.optimizer.{field} pattern {pattern.pattern!r} matches no parameter; "
+                    f"{nearest(pattern.pattern, names)}"
+                )
+    return hits
+
+
+def _scale_by_layer_trust_ratio(stacked: Any) -> optax.GradientTransformation:
+    """LAMB's ``|w| / |u|`` (You et al. 2019, arXiv 1904.00962), one ratio for each layer of a stack."""
+
+    def scale(update: jax.Array, param: jax.Array) -> jax.Array:
+        weight_norm, update_norm = jnp.linalg.norm(param), jnp.linalg.norm(update)
+        usable = (weight_norm > 0) & (update_norm > 0)
+        return update * jnp.where(usable, weight_norm / jnp.where(usable, update_norm, 1.0), 1.0)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scaled = jax.tree.map(lambda s, u, p: (jax.vmap(scale) if s else scale)(u, p), stacked, updates, params)
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:
+    """Multipliers: embeddings are layer 0, the stack's layers 1 to L, everything after them L + 1 (BEiT's convention)."""
+    depths = {
+        leaf.value.shape[0] if is_box(leaf) else leaf.shape[0]
+        for leaf, stack in zip(jax.tree.leaves(boxed, is_leaf=is_box), jax.tree.leaves(stacked), strict=True)
+        if stack
+    }
+    if len(depths) != 1:
+        raise UserError(f"config.optimizer.layer_decay {decay} needs one stack of layers; the model has {len(depths)}")
+    (layers,) = depths
+
+    def rate(path: Any, leaf: Any, stack: bool) -> Any:
+        if stack:
+            powers = jnp.arange(layers, 0, -1, dtype=jnp.float32)
+            return (decay**powers).reshape((layers,) + (1,) * (len(leaf.names) - 1))
+        return decay ** (layers + 1) if "embeddings/" in parameter_name(path) else 1.0
+
+    return jax.tree_util.tree_map_with_path(rate, boxed, stacked, is_leaf=is_box)
+
+
+def _scale_by_layer_rate(rates: Any) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, r: u * r, updates, rates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,137 @@
+"""A run is a folder: ``config.json``, ``versions.json``, ``checkpoints/``, ``metrics.jsonl``, events, tokenizer, pictures.
+
+Every entry takes the folder. This file reads and writes what is not a checkpoint and not a metric, and decides whether a
+config may resume a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from sslx.config import differences, may_change
+from sslx.errors import UserError, nearest
+
+PACKAGES = (
+    "sslx",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "transformers",
+    "numpy",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: the folder cannot be written, or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as f:
+            temporary = f.name
+            f.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run.
+
+    Raises:
+      UserError: the folder is no run (names the nearest one beside it) or its config is damaged.
+    """
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        around = Path(run).absolute().parent
+        runs = [str(Path(run).parent / p.parent.name) for p in around.glob("*/config.json")] if around.is_dir() else []
+        raise UserError(
+            f"no run in {str(run)!r}: expected a folder with config.json and checkpoints; {nearest(str(run), runs)}"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def write_config(run: Path, config: Mapping[str, Any]) -> None:
+    """Writes ``config.json`` and ``versions.json``."""
+    write_text(Path(run) / "config.json", json.dumps(config, indent=2) + "\n")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    write_text(Path(run) / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config a run goes on with: checked against the folder's own, with the schedule's length written out.
+
+    ``optimizer.schedule_steps`` of None means the steps the run was first started with, so that raising ``steps`` on a
+    finished run does not stretch a schedule that has already been walked.
+
+    Raises:
+      UserError: the folder holds a run that this config does not continue; names the differing keys.
+    """
+    config = json.loads(json.dumps(config))
+    path = Path(run) / "config.json"
+    old = read_config(run) if path.is_file() and has_checkpoint(run) else None
+    if config["optimizer"]["schedule_steps"] is None:
+        config["optimizer"]["schedule_steps"] = old["optimizer"]["schedule_steps"] if old else config["steps"]
+    if old:
+        refused = {key: pair for key, pair in differences(old, config).items() if not may_change(key)}
+        if refused:
+            listing = "; ".join(f"config.{key}: {a!r} there, {b!r} now" for key, (a, b) in refused.items())
+            raise UserError(
+                f"{run} holds a run with another config ({listing}); give the same values or another --workdir"
+            )
+    return config
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder has something to resume from, damaged or not."""
+    folder = Path(run) / "checkpoints"
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Creates the folder and holds it, so that no second process trains into it.
+
+    Raises:
+      UserError: another process holds it, or it cannot be created.
+    """
+    try:
+        Path(run).mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(Path(run) / ".lock")
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f"another process is training in {run}; stop it or give another --workdir") from None
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {run}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()

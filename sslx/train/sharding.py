@@ -1,0 +1,155 @@
+"""Where every array lives: one table for parameters, one for activations, and the mesh they map to.
+
+Models name their axes; nothing else in the tree knows mesh axes. One table for both would let the order of its rules
+decide whether ``embed`` of an activation or of a parameter takes ``fsdp``, and the batch would end up unsharded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sslx.config import MeshConfig
+from sslx.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+PARAMETER_AXES = {
+    "layers": None,  # [layers, ...]: scanned, never split
+    "embed": "fsdp",  # the model's width: ZeRO-3
+    "mlp": "tensor",  # the MLP's inner width
+    "heads": "tensor",  # heads * head_dim
+    "vocab": "tensor",  # padded vocabulary
+    "length": None,  # position table rows
+    "types": None,  # token types, classes: too few to split
+    "norm": None,  # scales and biases over the width: too small to split
+}
+
+ACTIVATION_AXES = {
+    "act_batch": BATCH_AXES,  # rows
+    "act_length": None,  # positions in a row
+    "act_embed": None,  # residual stream
+    "act_mlp": "tensor",  # inside the MLP
+    "act_heads": "tensor",  # inside attention
+    "act_vocab": "tensor",  # logits
+}
+
+RULES = tuple({**PARAMETER_AXES, **ACTIVATION_AXES}.items())
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices with axes data, fsdp and tensor.
+
+    Raises:
+      UserError: the axes' product is not the number of devices.
+    """
+    devices = devices if devices is not None else jax.devices()
+    sizes = dataclasses.asdict(config)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    written = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"config.mesh is {written}; expected positive sizes and at most one -1")
+    if free:
+        if len(devices) % fixed:
+            raise UserError(f"config.mesh is {written}; {len(devices)} devices do not divide by {fixed}")
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        raise UserError(f"config.mesh is {written}, {fixed} devices; there are {len(devices)} (one axis may be -1)")
+    # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail.
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Makes the mesh and the axis tables current, so that the models' logical constraints take hold.
+
+    ``with mesh:`` would make them vanish without a word.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """In how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
+    """Refuses a batch that would not split evenly.
+
+    Raises:
+      UserError: a micro-batch does not divide over the mesh's data and fsdp axes.
+    """
+    shards = batch_shards(mesh)
+    rows = batch_size // micro_batches
+    if rows % shards:
+        split = f" in {micro_batches} micro-batches of {rows}" if micro_batches > 1 else ""
+        lower, upper = (rows // shards) * shards * micro_batches, -(-rows // shards) * shards * micro_batches
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        raise UserError(
+            f"config.batch_size {batch_size}{split} does not divide over {shards} devices "
+            f"(mesh data x fsdp); nearest that does: {near}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; whatever follows the first axis is whole on each device."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh) -> tuple[Any, list[str]]:
+    """Shardings of boxed abstract variables, and a line for each axis that had to stay whole.
+
+    Args:
+      boxed: Abstract variables with logical axis names, from ``jax.eval_shape`` of ``Objective.init``.
+      mesh: The mesh.
+
+    Returns:
+      A tree like the unboxed variables of ``NamedSharding``, and notes on dimensions that the mesh does not divide.
+    """
+    notes = []
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        shape = unbox(leaf).shape
+        names = getattr(leaf, "names", None) or (None,) * len(shape)
+        spec = []
+        for size, name in zip(shape, names, strict=True):
+            if name is not None and name not in PARAMETER_AXES:
+                raise ValueError(f"parameter axis {name!r} of {jax.tree_util.keystr(path)} is not in PARAMETER_AXES")
+            axis = PARAMETER_AXES.get(name)
+            if axis is not None and size % mesh.shape[axis]:
+                notes.append(f"{parameter_name(path)}: {name}={size} is not split {mesh.shape[axis]} ways over {axis}")
+                axis = None
+            spec.append(axis)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    shardings = jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
+    return shardings, notes
+
+
+def is_box(leaf: Any) -> bool:
+    """Whether a leaf of boxed variables carries axis names."""
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def unbox(tree: Any) -> Any:
+    """Drops the axis names. Flax's own ``unbox`` would also add a constraint to every array, traced or not."""
+    return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
+
+
+def parameter_name(path: Any) -> str:
+    """``encoder/layers/mlp/up/kernel`` from a key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)

@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT become a wish to stop, which the loop grants at the end of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class StopRequest:
+    """What has been asked for: ``name`` is the signal's name, or "" for nothing."""
+
+    name = ""
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catches SIGTERM and SIGINT inside the block; a second one of them ends the process the usual way.
+
+    Outside the main thread, where Python allows no handlers, nothing is caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: object) -> None:
+        request.name = signal.Signals(number).name
+        signal.signal(number, previous[number])
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        for number in signals:
+            signal.signal(number, previous[number])

@@ -1,0 +1,145 @@
+"""One sharded training step and one evaluation step, for any objective.
+
+The training step draws the views of the whole batch, totals the terms' weights, then takes gradients over micro-batches of
+sums divided by those totals. So a masked loss is the same number whatever the mesh and the number of micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sslx.errors import UserError
+from sslx.objective import Batch, Mean, Objective, Out, Rows, Sum
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. There is no random key in it: keys come from the seed and ``step``."""
+
+    step: jax.Array  # int32[], updates made so far
+    params: Any
+    state: Any  # the objective's own: EMA teacher, centre, codebook, queue; {} for most
+    opt_state: Any
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    micro_batches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds ``train_step(TrainState, batch) -> (TrainState, metrics)``, ready for ``jax.jit`` with the state donated.
+
+    The metrics are float32 scalars: ``loss``, each term by its name when there are several, the objective's metrics,
+    ``grad_norm`` and ``learning_rate``.
+
+    Raises:
+      UserError: micro-batches for an objective whose loss depends on the whole batch.
+    """
+    if micro_batches > 1 and objective.scope == "batch":
+        raise UserError(
+            f"config.micro_batches is {micro_batches}; {type(objective).__name__} compares all rows of a batch, expected 1"
+        )
+
+    def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        step = train_state.step
+        view_key, loss_key, update_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+        batch = objective.views(batch, view_key, step, train=True)
+        totals = {name: jnp.maximum(jnp.sum(weight), 1e-6) for name, weight in batch["weights"].items()}
+
+        def loss_of(params: Any, micro: Batch, key: jax.Array) -> tuple[jax.Array, Out]:
+            out = objective.loss(params, train_state.state, micro, key, step, train=True)
+            return _total({name: term.coef * term.sum / totals[name] for name, term in out.terms.items()}), out
+
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        if micro_batches == 1:
+            (loss, out), grads = gradient(train_state.params, batch, loss_key)
+        else:
+            loss, out, grads = _accumulate(gradient, train_state.params, batch, loss_key, micro_batches)
+
+        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
+        params = optax.apply_updates(train_state.params, updates)
+        state = objective.after_update(params, train_state.state, out.stats, update_key, step)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(step)}
+        if len(out.terms) > 1:
+            metrics |= {name: term.sum / totals[name] for name, term in out.terms.items()}
+        metrics |= {name: mean.sum / jnp.maximum(mean.weight, 1e-6) for name, mean in out.metrics.items()}
+        metrics = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), metrics)
+        return TrainState(step + 1, params, state, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Batch], dict[str, Mean]]:
+    """Builds ``eval_step(params, state, batch) -> {name: Mean}``; the means of all batches add up.
+
+    ``batch["valid"]`` float32[batch] is 0 for the rows that only fill up the last batch. The views depend on the row and
+    the seed and not on the training step, so that evaluations can be compared.
+    """
+
+    def eval_step(params: Any, state: Any, batch: Batch) -> dict[str, Mean]:
+        step = jnp.zeros((), jnp.int32)
+        view_key, loss_key = jax.random.split(jax.random.key(seed))
+        batch = objective.views(batch, view_key, step, train=False)
+        weights = {
+            name: weight * batch["valid"].reshape(-1, *(1,) * (weight.ndim - 1))
+            for name, weight in batch["weights"].items()
+        }
+        out = objective.loss(params, state, batch | {"weights": weights}, loss_key, step, train=False)
+        totals = {name: jnp.sum(weight) for name, weight in weights.items()}
+        terms = {name: Mean(term.sum * term.coef, totals[name]) for name, term in out.terms.items()}
+        return {f"term:{name}": mean for name, mean in terms.items()} | out.metrics
+
+    return eval_step
+
+
+def finish_means(means: dict[str, Mean]) -> dict[str, float]:
+    """Divides summed evaluation means; ``loss`` is the total over the terms, each divided by its own weight."""
+    values = {name: float(mean.sum) / max(float(mean.weight), 1e-6) for name, mean in means.items()}
+    terms = {name.removeprefix("term:"): value for name, value in values.items() if name.startswith("term:")}
+    rest = {name: value for name, value in values.items() if not name.startswith("term:")}
+    return {"loss": sum(terms.values())} | (terms if len(terms) > 1 else {}) | rest
+
+
+def _total(values: dict[str, jax.Array]) -> jax.Array:
+    return sum(values.values(), start=jnp.zeros((), jnp.float32))
+
+
+def _accumulate(
+    gradient: Callable, params: Any, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, Out, Any]:
+    """Sums loss, gradients and outputs over micro-batches by ``lax.scan``."""
+
+    def split(array: jax.Array) -> jax.Array:
+        # Strided: row r goes to micro-batch r % parts, so every device keeps its rows. A contiguous split would gather
+        # the whole batch onto each device first.
+        micro = jnp.swapaxes(array.reshape(array.shape[0] // parts, parts, *array.shape[1:]), 0, 1)
+        return nn.with_logical_constraint(micro, (None, "act_batch", *(None,) * (micro.ndim - 2)))
+
+    def join(stacked: jax.Array) -> jax.Array:
+        return jnp.swapaxes(stacked, 0, 1).reshape(-1, *stacked.shape[2:])
+
+    def body(carry: tuple, scanned: tuple) -> tuple[tuple, dict]:
+        part, micro = scanned
+        (loss, out), grads = gradient(params, micro, jax.random.fold_in(key, part))
+        rows = {name: stat for name, stat in out.stats.items() if isinstance(stat, Rows)}
+        sums = {name: stat for name, stat in out.stats.items() if isinstance(stat, Sum)}
+        added = (loss, grads, out.replace(stats=sums))
+        return jax.tree.map(jnp.add, carry, added), rows
+
+    micro_batches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda array: array[0], micro_batches)
+    (loss, out), grads = jax.eval_shape(gradient, params, first, key)
+    sums = {name: stat for name, stat in out.stats.items() if isinstance(stat, Sum)}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, grads, out.replace(stats=sums)))
+    (loss, grads, out), rows = jax.lax.scan(body, zeros, (jnp.arange(parts), micro_batches))
+    return loss, out.replace(stats=out.stats | jax.tree.map(join, rows)), grads

@@ -1,0 +1,208 @@
+"""Sources on real files and a real TFDS dataset: slices agree, fingerprints follow content, errors name things."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from sslx.data.sources import check_disjoint, open_collection, open_source
+from sslx.errors import UserError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Opens a source whose files are under ``tmp_path``, written {} in the spec."""
+
+    def opened(spec, split="train", **options):
+        return open_source(spec.format(tmp_path), split, cache_dir=tmp_path / "cache", **options)
+
+    return opened
+
+
+def texts(source):
+    return [row["text"] for row in source.__getitems__(range(len(source)))]
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    folder = root / "small_news" / "1.0.0"
+    folder.mkdir(parents=True)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="small_news", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="none"
+        ),
+        features=tfds.features.FeaturesDict(
+            {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+        ),
+    )
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=8, file_format="array_record")
+    splits = {"train": 20, "test": 5}
+    writer.initialize_splits(list(splits))
+    for split, count in splits.items():
+        writer.add_examples({split: [{"text": f"{split} {i} é", "label": i % 2} for i in range(count)]})
+    writer.close_all()
+    return root
+
+
+def test_tfds_slices_labels_and_sums(read, tfds_dir):
+    source = read("tfds:small_news", "train[:25%]+test", tfds_dir=tfds_dir)
+    assert texts(source) == [f"train {i} é" for i in range(5)] + [f"test {i} é" for i in range(5)]
+    assert source.label_names == ("no", "yes")
+    assert source[6] == {"text": "test 1 é", "label": 1}
+
+
+def test_tfds_mistakes(read, tfds_dir):
+    with pytest.raises(
+        UserError, match=r"'small_new' is not prepared.*did you mean 'small_news'.*tfds build small_new"
+    ):
+        read("tfds:small_new", tfds_dir=tfds_dir)
+    with pytest.raises(UserError, match=r"no split 'validation'.*valid: test, train"):
+        read("tfds:small_news", "validation", tfds_dir=tfds_dir)
+    with pytest.raises(UserError, match="no field 'txt'; did you mean 'text'"):
+        read("tfds:small_news", text_field="txt", tfds_dir=tfds_dir)
+
+
+def test_text_reads_txt_jsonl_and_parquet_recursively(read, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a.txt").write_text("one\ntwo", encoding="utf-8-sig")
+    write_jsonl(tmp_path / "in" / "b.jsonl", [{"text": "three"}, {"text": "four \ud800"}])
+    pq.write_table(
+        pa.table({"text": ["five", "six", "seven"]}), tmp_path / "in" / "deep" / "c.parquet", row_group_size=2
+    )
+    (tmp_path / "in" / "README.md").write_text("not this")
+    expected = ["one\ntwo", "three", "four \ufffd", "five", "six", "seven"]
+    assert texts(read("text:{}/in")) == expected
+    assert texts(read("text:{}/in/**/*")) == expected
+    source = read("text:{}/in")
+    assert [row["text"] for row in source.__getitems__([5, 0, 3])] == ["seven", "one\ntwo", "five"]
+
+
+def test_home_folder_is_expanded(read, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("home")
+    assert texts(read("text:~/a.txt")) == ["home"]
+
+
+def test_slices_are_complementary_random_samples(read, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(200)])
+    train, held_out = read("text:{}/a.jsonl", "train[:90%]"), read("text:{}/a.jsonl", "train[90%:]")
+    assert (len(train), len(held_out)) == (180, 20)
+    assert sorted(map(int, texts(train) + texts(held_out))) == list(range(200))
+    assert min(map(int, texts(held_out))) < 100  # not the file's last twenty
+    assert texts(read("text:{}/a.jsonl", "train[90%:]")) == texts(held_out)
+
+
+def test_csv_and_jsonl_labels_agree_over_slices_and_files(read, tmp_path):
+    (tmp_path / "a.csv").write_text('label,text,other\nspam,"one, two",1\nham,"line\nbreak",2\n')
+    (tmp_path / "b.csv").write_text("text,label\nlast,zebra\n")
+    source = read("csv:{}/*.csv")
+    assert source.label_names == ("ham", "spam", "zebra")
+    assert source.__getitems__([0, 1, 2]) == [
+        {"text": "one, two", "label": 1},
+        {"text": "line\nbreak", "label": 0},
+        {"text": "last", "label": 2},
+    ]
+    assert read("csv:{}/*.csv", "train[:1]").label_names == source.label_names
+    write_jsonl(tmp_path / "n.jsonl", [{"text": "x", "label": n} for n in (10, 2, 1)])
+    numbers = read("jsonl:{}/n.jsonl")
+    assert numbers.label_names == ("1", "2", "10")
+    assert numbers[0]["label"] == 2
+    write_jsonl(tmp_path / "u.jsonl", [{"text": "x"}])
+    assert read("jsonl:{}/u.jsonl").label_names is None
+    assert read("jsonl:{}/u.jsonl")[0] == {"text": "x"}
+
+
+def test_fingerprint_follows_content_and_slice(read, tmp_path):
+    (tmp_path / "one").mkdir()
+    write_jsonl(tmp_path / "one" / "a.jsonl", [{"text": str(i)} for i in range(10)])
+    first = read("text:{}/one").fingerprint
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / "a.jsonl", (1, 1))
+    assert read("text:{}/two").fingerprint == first
+    assert read("text:{}/two", "train[:50%]").fingerprint != first
+    write_jsonl(tmp_path / "two" / "a.jsonl", [{"text": str(i)} for i in range(1, 11)])
+    assert read("text:{}/two").fingerprint != first
+
+
+def test_overlapping_splits_are_refused(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(100)])
+    spec, options = f"text:{tmp_path}/a.jsonl", {"cache_dir": tmp_path}
+    check_disjoint(spec, {"train": "train[:98%]", "eval": "train[98%:]", "test": ""}, **options)
+    with pytest.raises(
+        UserError, match=r"train split 'train\[:60%\]' and eval split 'train\[50:70\]'.* share 10 records"
+    ):
+        check_disjoint(spec, {"train": "train[:60%]", "eval": "train[50:70]"}, **options)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train[", "bad split 'train\\['"),
+        ("train[a:b]", "bad split"),
+        ("", "bad split"),
+        ("trian", "no split 'trian'; did you mean 'train'"),
+        ("train[:50]", "split 'train\\[:50\\]' of .* 10 examples"),
+        ("train[5:5]", "is empty \\(train has 10 records\\)"),
+    ],
+)
+def test_split_mistakes(read, tmp_path, split, message):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(10)])
+    with pytest.raises(UserError, match=message) as caught:
+        read("text:{}/a.jsonl", split)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt is an empty file"),
+        ("a.txt", b"abc\xff", "a.txt: not UTF-8 at byte 3"),
+        ("a.jsonl", b"\n\n", "a.jsonl holds no records"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": }\n', "a.jsonl:3: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8 at byte 24"),
+        ("a.jsonl", b'{"txt": "a"}\n', "a.jsonl:1: no field 'text'; did you mean 'txt'"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: field 'text' is not a string but int"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: expected a JSON object, got list"),
+        ("a.parquet", b"nonsense", "a.parquet: not a parquet file"),
+        ("a.csv", b"txt,label\na,b\n", "unknown field of .*a.csv 'text'; did you mean 'txt'"),
+        ("a.csv", b"text,label\na,b,c\n", "a.csv: not CSV"),
+        ("a.csv", b"text\n\xff\n", "a.csv: not UTF-8 at byte 5"),
+    ],
+)
+def test_file_mistakes_name_the_place(read, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    scheme = "csv" if name.endswith("csv") else "text"
+    with pytest.raises(UserError, match=message) as caught:
+        texts(read(f"{scheme}:{{}}/{name}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_spec_mistakes(read, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.pdf").write_bytes(b"x")
+    with pytest.raises(UserError, match="unknown data source 'python_doc'; did you mean 'python_docs'"):
+        read("python_doc")
+    with pytest.raises(UserError, match=r"no file matches .* did you mean 'corpus'"):
+        read("text:{}/corpsu/*.txt")
+    with pytest.raises(UserError, match=r"reads only .txt, .jsonl, .parquet"):
+        read("text:{}/corpus/*.pdf")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is a folder without"):
+        read("text:{}/empty")
+
+
+def test_a_collection_is_opened_once_for_all_its_slices(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(10)])
+    collection = open_collection(f"text:{tmp_path}/a.jsonl", cache_dir=tmp_path)
+    assert len(collection.slice("train[:7]")) + len(collection.slice("train[7:]")) == 10

@@ -1,0 +1,114 @@
+"""The tokenizer: trained the same every time, read back as a real BERT one, described truly, refused clearly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sslx.data.sources import open_source
+from sslx.data.tokenizer import load_tokenizer, vocabulary
+from sslx.errors import UserError
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    lines = [*Path(os.__file__).read_text().splitlines(), "Ünïcode — 中文 words", "ünïcode words"]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    return open_source(f"text:{tmp_path}/a.txt", "train", cache_dir=tmp_path)
+
+
+def wordpiece(corpus, tmp_path, **options):
+    settings = {"vocab_size": 500, "lowercase": True, "cache_dir": tmp_path / "cache"} | options
+    return load_tokenizer("wordpiece", corpus, **settings)
+
+
+def test_wordpiece_is_a_bert_tokenizer_that_round_trips(corpus, tmp_path):
+    tokenizer = wordpiece(corpus, tmp_path)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert len(tokenizer) == 500
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again("Return the path", "of it").data == tokenizer("Return the path", "of it").data
+    assert vocabulary(again) == vocabulary(tokenizer)
+    assert tokenizer.decode(tokenizer("return the path").input_ids) == "[CLS] return the path [SEP]"
+
+
+def test_lowercase_is_an_option(corpus, tmp_path):
+    assert "r" in wordpiece(corpus, tmp_path).tokenize("Raise")[0]
+    cased = wordpiece(corpus, tmp_path, lowercase=False)
+    assert cased.tokenize("Raise")[0].startswith("R")
+
+
+def test_training_is_the_same_in_every_process(corpus, tmp_path):
+    code = (
+        "import sys; from sslx.data.sources import open_source; from sslx.data.tokenizer import *;"
+        "s = open_source(sys.argv[1], 'train', cache_dir=sys.argv[2]);"
+        "t = load_tokenizer('wordpiece', s, vocab_size=500, lowercase=True, cache_dir=sys.argv[2]);"
+        "print(vocabulary(t).fingerprint)"
+    )
+    command = [sys.executable, "-c", code, corpus.spec]
+    found = subprocess.run(
+        [*command, str(tmp_path / "other")], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert found == vocabulary(wordpiece(corpus, tmp_path)).fingerprint
+
+
+def test_vocabulary_describes_wordpiece(corpus, tmp_path):
+    tokenizer = wordpiece(corpus, tmp_path)
+    words = vocabulary(tokenizer)
+    assert (words.size, words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (500, 0, 1, 2, 3, 4)
+    assert words.special_ids == (0, 1, 2, 3, 4)
+    for token, continues in enumerate(words.continuation):
+        assert continues == tokenizer.convert_ids_to_tokens(token).startswith("##")
+    assert hash(words) == hash(vocabulary(tokenizer))
+    tokenizer("x", truncation=True, max_length=4, padding="max_length")
+    assert vocabulary(tokenizer) == words  # how it was called is not what it is
+
+
+def test_vocabulary_describes_byte_level_bpe_and_bos_eos(tmp_path):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    specials = ["<s>", "</s>", "<pad>", "<mask>"]
+    backend.train_from_iterator(
+        ["the cat sat on the mat with another cat"] * 5, trainers.BpeTrainer(special_tokens=specials)
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>"
+    ).save_pretrained(tmp_path / "bpe")
+    tokenizer = load_tokenizer(str(tmp_path / "bpe"), None, vocab_size=0, lowercase=True, cache_dir=tmp_path)
+    words = vocabulary(tokenizer)
+    assert (words.cls_id, words.sep_id, words.pad_id, words.mask_id) == (0, 1, 2, 3)
+    assert words.unk_id == words.pad_id
+    pieces = tokenizer.get_vocab()
+    assert words.continuation[pieces["Ġcat"]] == 0
+    assert words.continuation[pieces["c"]] == 1
+    assert words.continuation[0] == 0
+
+
+def test_mistakes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def load(spec, **options):
+        return load_tokenizer(spec, corpus, **{"vocab_size": 500, "lowercase": True, "cache_dir": tmp_path} | options)
+
+    with pytest.raises(UserError, match=r"folder './nowhere' does not exist"):
+        load("./nowhere")
+    with pytest.raises(UserError, match="unknown tokenizer 'wordpeice'; did you mean 'wordpiece'"):
+        load("wordpeice")
+    with pytest.raises(UserError, match="cannot load tokenizer 'nobody/nothing'") as caught:
+        load("nobody/nothing")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="vocab_size=10 is too small"):
+        load("wordpiece", vocab_size=10)
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="has no pad, cls/bos, sep/eos, mask token"):
+        load(str(tmp_path / "bare"))
