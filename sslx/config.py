@@ -7,6 +7,7 @@ back into dataclasses with ``build``. The dataclasses hold the defaults, so no d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import types
 import typing
@@ -96,18 +97,12 @@ class RunConfig:
     log: LogConfig = LogConfig()
 
     def __post_init__(self):
-        positive = {
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "micro_batches": self.micro_batches,
-            "checkpoint.every_steps": self.checkpoint.every_steps,
-            "checkpoint.keep": self.checkpoint.keep,
-            "eval.every_steps": self.eval.every_steps,
-            "log.every_steps": self.log.every_steps,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"config.{name} is {value}; expected at least 1")
+        for name, least in LEAST.items():
+            value = functools.reduce(getattr, name.split("."), self)
+            if value is not None and value < least:
+                raise UserError(f"config.{name} is {value}; expected at least {least}")
+        if not self.optimizer.learning_rate > 0:
+            raise UserError(f"config.optimizer.learning_rate is {self.optimizer.learning_rate}; expected more than 0")
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"config.batch_size {self.batch_size} does not divide into config.micro_batches {self.micro_batches}"
@@ -119,6 +114,24 @@ class RunConfig:
             if value not in valid:
                 raise UserError(f"unknown config.{name} {value!r}; {nearest(str(value), valid)}")
 
+
+# The least value that makes sense; None is allowed where a key's type says so.
+LEAST = {
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "micro_batches": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.schedule_steps": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+    "eval.every_steps": 1,
+    "eval.batches": 1,
+    "eval.patience": 1,
+    "eval.examples": 0,
+    "log.every_steps": 1,
+}
 
 # Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.
 RESUMABLE = (
@@ -134,7 +147,7 @@ RESUMABLE = (
 
 
 def experiment(**parts: Any) -> ml_collections.ConfigDict:
-    """A full config: ``RunConfig``'s defaults plus named parts (``data=TextConfig(...)``, ``model=...``, ``pretext=...``)."""
+    """A full config: ``RunConfig``'s defaults plus named parts, such as ``data=TextConfig(...)`` and ``model=...``."""
     config = to_config_dict(RunConfig())
     for name, part in parts.items():
         config[name] = to_config_dict(part)
@@ -161,6 +174,8 @@ def build(cls: type, written: Mapping[str, Any], where: str = "config") -> Any:
     Raises:
       UserError: an unknown key (with the nearest valid ones) or a value of the wrong type.
     """
+    if not isinstance(written, Mapping):
+        raise UserError(f"{where} is {written!r}; expected a group of values")
     hints = typing.get_type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     values = {}
@@ -175,11 +190,11 @@ def build(cls: type, written: Mapping[str, Any], where: str = "config") -> Any:
     return cls(**values)
 
 
-def load_class(name: str, table: Mapping[str, str], what: str) -> type:
+def load_class(name: str, table: Mapping[str, str], what: str, base: type = object) -> type:
     """The class behind a table's name, or behind a dotted path ``package.module:Class`` outside the tree.
 
     Raises:
-      UserError: neither exists; names the nearest.
+      UserError: neither exists (names the nearest), or it is no ``base``.
     """
     path = table.get(name, name)
     if ":" not in path:
@@ -192,11 +207,14 @@ def load_class(name: str, table: Mapping[str, str], what: str) -> type:
     if not hasattr(module, class_name):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise UserError(f"{what} {name!r}: {module_name} has no {class_name!r}; {nearest(class_name, classes)}")
-    return getattr(module, class_name)
+    found = getattr(module, class_name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{what} {name!r} is no {base.__module__}.{base.__name__}")
+    return found
 
 
 def parse_argument(argument: str | None, first: str, **defaults: str) -> dict[str, str]:
-    """Parses a config file's argument: ``base,data=tfds:wikipedia/20230601.en`` gives ``{"size": "base", "data": ...}``.
+    """Parses a config file's argument: ``base,data=tfds:wikipedia`` gives ``{"size": "base", "data": ...}``.
 
     Args:
       argument: What stands behind the config file's colon; None or "" is all defaults.

@@ -1,4 +1,4 @@
-"""What every command line entry shares: flags, one-line errors and exit codes.
+"""What every command line entry shares: flags, help, one-line errors and exit codes.
 
 Exit codes: 0 done or saved on a signal, 2 the user's mistake, 1 anything else.
 """
@@ -7,14 +7,42 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
 from sslx.errors import UserError, nearest
+
+HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
+
+
+class _ValueParser(flags.ArgumentParser):
+    """Reads a value of one type, or the word None; which fields may be None is for `config.build` to say."""
+
+    def __init__(self, parser: flags.ArgumentParser, expected: str):
+        self._parser, self._expected = parser, expected
+
+    def parse(self, argument: object) -> object:
+        if argument == "None":
+            return None
+        try:
+            return self._parser.parse(argument)
+        except (ValueError, TypeError):
+            raise ValueError(f"expected {self._expected}") from None
+
+
+for _kind, _parser, _expected in (
+    (int, flags.IntegerParser(), "a whole number"),
+    (float, flags.FloatParser(), "a number"),
+    (bool, flags.BooleanParser(), "true or false"),
+    (str, flags.ArgumentParser(), "text"),
+):
+    config_flags.register_flag_parser_for_type(_kind, _ValueParser(_parser, _expected))
 
 
 def run(main: Callable[[ml_collections.ConfigDict, Path], None], *, needs_workdir: bool = True) -> None:
@@ -27,30 +55,63 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None], *, needs_workdi
         folder = given or f"runs/{_config_file(sys.argv).stem}"
         main(config.value, Path(folder))
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of choices made on purpose
+    # Orbax warns of choices made on purpose, and logs the traceback of what it then raises.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _tell_unraisable
     try:
+        if any(argument in HELP for argument in sys.argv[1:]):
+            _help(sys.modules[main.__module__].__doc__, needs_workdir)
+            return
         app.run(start, flags_parser=_parse)
     except UserError as error:
-        _refuse(error)
+        _end(error, 2)
+    except FloatingPointError as error:  # the loop's word for a run that has diverged
+        _end(error, 1)
     except KeyboardInterrupt:
         sys.exit(1)
 
 
-def _refuse(error: UserError) -> None:
+def _tell_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    # When a save fails, TensorStore still calls, once an array, into the event loop that Orbax has closed by then.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _end(error: Exception, code: int) -> None:
     message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr, flush=True)
     # A failed save may have left threads waiting on a full disk; the answer has been given, so nothing may hang here.
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(code)
+
+
+def _help(about: str | None, needs_workdir: bool) -> None:
+    print((about or "").strip())
+    print("\nFlags:")
+    print("  --config=FILE.py[:ARG]  the experiment; --help beside it lists its values")
+    if needs_workdir:
+        print("  --workdir=FOLDER        the run folder; default: runs/<config name>")
+    print("  --config.KEY=VALUE      changes one value of the experiment; None where a value may be absent")
+    if any(argument.lstrip("-").partition("=")[0] == "config" for argument in sys.argv[1:]):
+        file, config = _given_config(sys.argv)
+        print(f"\n{file}:")
+        for key, value in _flattened(config):
+            print(f"  --config.{key}={value}")
+
+
+def _flattened(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
+    values = []
+    for key, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        values += _flattened(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+    return values
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    if any(argument in ("--help", "-help", "--helpfull", "--helpshort") for argument in arguments):
-        return flags.FLAGS(arguments)
     _check_overrides(arguments)
     try:
         rest = flags.FLAGS(arguments)
-    except flags.Error as error:
+    except (flags.Error, FlagOrderError, UnsupportedOperationError) as error:
         raise UserError(str(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags look like --config=FILE.py --config.steps=100")
@@ -72,36 +133,58 @@ def _config_value(arguments: list[str]) -> str:
     raise UserError("no config given; expected --config=FILE.py, for example --config=configs/bert_mlm.py")
 
 
-def _check_overrides(arguments: list[str]) -> None:
-    """Finds a missing config file or an unknown ``--config.key`` before absl does, which answers with a traceback."""
+def _given_config(arguments: list[str]) -> tuple[Path, ml_collections.ConfigDict]:
     path, _, argument = _config_value(arguments).partition(":")
     file = Path(path)
     if not file.is_file():
         siblings = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
         raise UserError(f"no config file {path!r}; {nearest(path, siblings or map(str, Path('configs').glob('*.py')))}")
-    config = load_config(file, argument)
+    return file, load_config(file, argument)
+
+
+def _check_overrides(arguments: list[str]) -> None:
+    """Finds a missing config file or an unknown ``--config.key`` before absl does, which answers with a traceback."""
+    _, config = _given_config(arguments)
     for given in arguments[1:]:
-        if not given.lstrip("-").startswith("config."):
+        flag = given.lstrip("-").partition("=")[0].removeprefix("no")  # --noconfig.key is absl's way to say false
+        if not given.startswith("-") or not flag.startswith("config."):
             continue
         node, walked = config, "config"
-        for key in given.lstrip("-").partition("=")[0].split(".")[1:]:
-            if not isinstance(node, ml_collections.ConfigDict) or key not in node:
-                valid = node.keys() if isinstance(node, ml_collections.ConfigDict) else ()
-                raise UserError(f"unknown key {walked}.{key}; {nearest(key, valid)}")
+        for key in flag.split(".")[1:]:
+            if not isinstance(node, ml_collections.ConfigDict):
+                raise UserError(f"unknown key {walked}.{key}; {walked} is a single value, {node!r}")
+            if key not in node:
+                raise UserError(f"unknown key {walked}.{key}; {nearest(key, node.keys())}")
             node, walked = node.get(key), f"{walked}.{key}"
+        if isinstance(node, ml_collections.ConfigDict):
+            raise UserError(f"{walked} is a group; give one of its values: {walked}.{', .'.join(node)}")
 
 
 def load_config(file: str | Path, argument: str = "") -> ml_collections.ConfigDict:
     """Runs a config file's ``get_config``, with or without an argument.
 
     Raises:
-      UserError: the file has no ``get_config``, or takes no argument where one is given.
+      UserError: the file does not run, has no ``get_config``, or takes no argument where one is given.
     """
-    scope: dict = {"__name__": "config", "__file__": str(file)}
-    exec(compile(Path(file).read_text(encoding="utf8"), str(file), "exec"), scope)
-    if "get_config" not in scope:
-        raise UserError(f"{file} defines no get_config(arg)")
-    get_config = scope["get_config"]
-    if argument and not get_config.__code__.co_argcount:
-        raise UserError(f"{file} takes no argument; given {argument!r}")
-    return get_config(argument) if get_config.__code__.co_argcount else get_config()
+    try:
+        scope: dict = {"__name__": "config", "__file__": str(file)}
+        exec(compile(Path(file).read_text(encoding="utf8"), str(file), "exec"), scope)
+        if "get_config" not in scope:
+            raise UserError(f"{file} defines no get_config(arg)")
+        get_config = scope["get_config"]
+        if argument and not get_config.__code__.co_argcount:
+            raise UserError(f"{file} takes no argument; given {argument!r}")
+        config = get_config(argument) if get_config.__code__.co_argcount else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config file {_place(error, file)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config of {file} returned {type(config).__name__}; expected a ConfigDict")
+    return config
+
+
+def _place(error: Exception, file: str | Path) -> str:
+    """The file, with the line that an error came from where it is known; a SyntaxError says its own."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file}, line {lines[-1]}" if lines else str(file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 20  # names in one message; a folder may hold thousands
+
 
 class UserError(Exception):
     """A mistake in what the user gave. Entries print it as one line, without a traceback, and exit with 2."""
@@ -14,7 +16,8 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     """Ends an error line: the valid names, closest first, e.g. ``did you mean 'adamw'? (valid: adamw, lamb)``."""
     names = sorted(str(name) for name in valid)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    listing = ", ".join(names) if names else "none"
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listing = ", ".join(names[:LISTED]) + more if names else "none"
     return f"did you mean {close[0]!r}? (valid: {listing})" if close else f"valid: {listing}"
 
 

@@ -27,8 +27,8 @@ Variables = dict[str, Any]
 class Term:
     """One named part of a loss, as a weighted sum that has not been divided yet.
 
-    The weights are in ``batch["weights"][name]``, put there by ``views``. They depend on the views alone, so the step can
-    total them over the whole batch before it splits the batch in micro-batches, and divide once, globally.
+    The weights are in ``batch["weights"][name]``, put there by ``views``. They depend on the views alone, so the step
+    can total them over the whole batch before it splits the batch in micro-batches, and divide once, globally.
 
     Attributes:
       sum: float32[], the sum of weight · value over the rows at hand.
@@ -108,7 +108,7 @@ class Objective(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def encoder(cls, params: Any, state: Any) -> Variables:
-        """What fine-tuning, probes and export reload: ``{"params": ...}`` of the encoder (the teacher's, if that is the product).
+        """What fine-tuning, probes and export reload: ``{"params": ...}`` of the encoder (or the teacher).
 
         An objective that starts from such an encoder keeps it as ``params["encoder"]``.
         """
@@ -134,7 +134,7 @@ class Objective(abc.ABC):
         return {}
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
-        """Per-row arrays for ``score`` and ``show``, computed on device from a batch that ``views`` has been through."""
+        """Per-row arrays for ``score`` and ``show``, made on device from a batch that ``views`` has been through."""
         return {}
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:

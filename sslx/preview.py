@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from sslx import entry
 from sslx.config import load_class
 from sslx.data.rows import RowOrder
+from sslx.objective import Objective
 from sslx.pretext import PRETEXTS
 from sslx.runtime import configure
 from sslx.session import run_config
@@ -25,7 +27,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     configure()
     written = config.to_dict()
     run = run_config(written, "pretext")
-    objective, data = load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name").prepare(written)
+    written |= dataclasses.asdict(run)
+    objective_class = load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name", Objective)
+    objective, data = objective_class.prepare(written)
     ids = RowOrder(len(data.train), seed=run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
     batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
     step = jnp.zeros((), jnp.int32)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from sslx.data.text import cache_folder
+from sslx.data.cache import cache_folder
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sslx.config import RunConfig, build, load_class
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.train.console import Console
 from sslx.train.initialise import load_encoder
 from sslx.train.loop import Trained, Trainer
+from sslx.train.metrics import require_wandb
 from sslx.train.run_folder import exclusive, has_checkpoint, resolve, write_config
+from sslx.train.sharding import on_mesh
 
 
 @dataclasses.dataclass
@@ -49,14 +51,17 @@ def train(
       UserError: anything the user can mend.
     """
     configure()
-    written = resolve(workdir, written)
+    # What cannot be is told before what differs from an earlier run in this folder.
+    written = resolve(workdir, {**written, **dataclasses.asdict(run_config(written, part))})
     config = run_config(written, part)
-    objective_class = load_class(written[part]["name"], table, f"config.{part}.name")
+    require_wandb(config.log.wandb)
+    objective_class = load_class(written[part]["name"], table, f"config.{part}.name", Objective)
     resumes = has_checkpoint(workdir)
     if resumes and (workdir / "tokenizer").is_dir():
         tokenizer = workdir / "tokenizer"
     objective, data = objective_class.prepare(written, str(tokenizer) if tokenizer else None)
     trainer = Trainer(config, objective, data)
+    _check_best_metric(trainer)
     start = None
     if config.init and not config.init.startswith("scratch") and not resumes:
         params, notes = load_encoder(trainer.abstract.params, Path(config.init))
@@ -87,11 +92,21 @@ def run_config(written: Mapping[str, Any], part: str) -> RunConfig:
         if name not in written:
             other = "sslx.finetune" if "task" in written else "sslx.main"
             raise UserError(f"the config has no config.{name}; is it one for python -m {other}?")
+        if not isinstance(written[name], Mapping):
+            raise UserError(f"config.{name} is {written[name]!r}; expected a group of values")
+    if "name" not in written[part]:
+        raise UserError(f"the config has no config.{part}.name")
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     for name in written:
         if name not in fields and name not in parts:
             raise UserError(f"unknown key config.{name}; {nearest(name, [*fields, *parts])}")
     return build(RunConfig, {name: value for name, value in written.items() if name in fields})
+
+
+def _check_best_metric(trainer: Trainer) -> None:
+    with on_mesh(trainer.mesh):
+        names = trainer.evaluator.metric_names(trainer.abstract.params, trainer.abstract.state, trainer.data.eval)
+    choose(trainer.config.checkpoint.best_metric, [f"eval/{name}" for name in names], "config.checkpoint.best_metric")
 
 
 def _header(

@@ -25,9 +25,8 @@ from typing import Literal
 
 import numpy as np
 
+from sslx.data.cache import hash_of, prepare_once
 from sslx.data.packing import Plan
-from sslx.data.sources import hash_of
-from sslx.data.tokenizer import prepare_once
 from sslx.data.tokens import TokenCorpus
 
 FORMAT = 1

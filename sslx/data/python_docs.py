@@ -33,7 +33,6 @@ import inspect
 import os
 import platform
 import re
-import shutil
 import sysconfig
 import unicodedata
 import warnings
@@ -43,10 +42,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import absl.logging
-import filelock
 import tensorflow_datasets as tfds
 
 from sslx.data import near_duplicates
+from sslx.data.cache import prepare_once
 from sslx.errors import UserError
 
 NAME = "python_docs"
@@ -126,19 +125,7 @@ def python_docs(cache_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
     Raises:
       UserError: the folder cannot be written (read-only, full), or nothing to read is installed.
     """
-    root = Path(os.path.expanduser(cache_dir)) / NAME
-    folder = root / fingerprint()
-    # A finished dataset is read without the lock, so a read-only cache serves.
-    if not folder.is_dir():
-        lock = filelock.FileLock(root / f"{folder.name}.lock")
-        with _writing_to(root):
-            root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        try:
-            if not folder.is_dir():
-                _build(folder)
-        finally:
-            lock.release()
+    folder = prepare_once(Path(cache_dir) / NAME, fingerprint(), _build)
     with _quiet_tfds():
         return tfds.builder_from_directory(folder)
 
@@ -283,25 +270,21 @@ def _digest(text: str) -> bytes:
 
 
 def _build(folder: Path) -> None:
-    """Writes the dataset beside ``folder`` and renames it there whole. The caller holds the lock.
+    """Makes the dataset and writes it into an empty folder.
 
     Raises:
-      UserError: writing failed, or there is nothing to write.
+      OSError: writing failed.
+      UserError: there is nothing to write.
     """
-    absl.logging.info("building the dataset %s in %s: about 30 s, once", NAME, folder)
+    absl.logging.info("building the dataset %s: about 30 s, once", NAME)
     names, records = documents()
     if not names:
         raise UserError(f"no package with {MIN_TEXTS_PER_LABEL} docstrings is installed: {NAME} would be empty")
-    # One fixed name: what a killed build left behind is cleared by the next one.
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        with _writing_to(folder.parent), _quiet_tfds():
-            unfinished.mkdir()
-            _write(unfinished, names, records)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with _quiet_tfds():
+            _write(folder, names, records)
+    except RuntimeError as error:  # how ArrayRecord's C++ reports a full disk
+        raise OSError(str(error)) from error
 
 
 def _write(folder: Path, names: list[str], records: dict[str, list[tuple[str, str]]]) -> None:
@@ -328,16 +311,6 @@ def _write(folder: Path, names: list[str], records: dict[str, list[tuple[str, st
         source = tfds.builder_from_directory(folder).as_data_source(split)
         if len(source) != len(rows) or source[len(rows) - 1]["text"].decode() != rows[-1][0]:
             raise OSError(f"split {split} does not read back")
-
-
-@contextlib.contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """Turns a failure to write (read-only, full, not a folder) into one line that names the folder."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: how ArrayRecord's C++ reports a full disk
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot write the dataset {NAME} to {folder}: {reason}") from error
 
 
 @contextlib.contextmanager

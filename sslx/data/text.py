@@ -9,7 +9,6 @@ on. Splits that were written out are taken as they are.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from absl import logging
 
+from sslx.data.cache import cache_folder, hash_of
 from sslx.data.packing import documents_plan, packed_plan
 from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
-from sslx.data.sources import Collection, Source, hash_of, open_collection
+from sslx.data.sources import Collection, Source, open_collection
 from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
 from sslx.data.tokens import TokenCorpus, tokenize_corpus
 from sslx.errors import UserError, choose
@@ -125,11 +125,6 @@ def prepare_text(
     return PreparedText(
         rows["train"], rows["eval"], rows.get("test"), tokenizer, words, collection.label_names, statistics
     )
-
-
-def cache_folder(cache_dir: str = "") -> Path:
-    """Returns where prepared data goes: ``cache_dir``, else ``$SSLX_CACHE``, else ``~/.cache/sslx``."""
-    return Path(cache_dir or os.environ.get("SSLX_CACHE") or "~/.cache/sslx").expanduser()
 
 
 def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:

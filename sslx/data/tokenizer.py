@@ -9,22 +9,17 @@ ties between merges by those numbers, so the characters are counted and numbered
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
-
-from sslx.data.sources import Source, hash_of
+from sslx.data.cache import hash_of, prepare_once
+from sslx.data.sources import Source
 from sslx.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -137,42 +132,6 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         continuation=bytes(token in continues for token in range(size)),
         fingerprint=hash_of(described, ids),
     )
-
-
-def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[Path], object]) -> Path:
-    """Returns folder ``cache_dir/name``, letting ``build(folder)`` fill it if it is not there yet.
-
-    Any number of processes may ask at once: one builds, the others wait. A folder that exists is complete, since it is
-    built under a temporary name and renamed; what a killed process left is removed.
-
-    Raises:
-      UserError: the folder cannot be written (read-only, full).
-    """
-    root = Path(cache_dir).expanduser()
-    folder = root / name
-    if folder.is_dir():
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / f"{name}.lock"):
-            if not folder.is_dir():
-                for stale in root.glob(f"{name}.tmp-*"):
-                    shutil.rmtree(stale, ignore_errors=True)
-                temporary = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=root))
-                try:
-                    build(temporary)
-                    temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache
-                    os.replace(temporary, folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the data cache {root}: {error.strerror or error}; set config.data.cache_dir or $SSLX_CACHE "
-            "to a folder with space that can be written"
-        ) from error
-    with contextlib.suppress(OSError):
-        (root / f"{name}.lock").unlink()  # only tidies: a waiting process holds its own handle and finds the folder
-    return folder
 
 
 def _train_wordpiece(source: Source, *, vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:

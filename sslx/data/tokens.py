@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from sslx.data.sources import Source, hash_of
-from sslx.data.tokenizer import prepare_once, vocabulary
+from sslx.data.cache import hash_of, prepare_once
+from sslx.data.sources import Source
+from sslx.data.tokenizer import vocabulary
 from sslx.errors import UserError
 
 if TYPE_CHECKING:

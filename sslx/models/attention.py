@@ -1,7 +1,7 @@
 """Attention within segments, by one function.
 
-In: query, key, value ``[batch, length, heads, head_width]`` and segment ids ``[batch, length]``; a token sees the tokens of
-its own segment only, so that documents packed in one row do not mix. Out: the same shape as the query.
+In: queries ``[batch, queries, heads, head_width]``, keys and values ``[batch, length, heads, head_width]``, and the
+segment ids of both; a token sees the tokens of its own segment only, so that documents packed in one row do not mix.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ MASKED = -1e9
 
 
 def attend(
-    query: Float[Array, "batch length heads head_width"],
+    query: Float[Array, "batch queries heads head_width"],
     key: Float[Array, "batch length heads head_width"],
     value: Float[Array, "batch length heads head_width"],
-    segment_ids: Int[Array, "batch length"],
+    query_segment_ids: Int[Array, "batch queries"],
+    key_segment_ids: Int[Array, "batch length"],
     *,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
-) -> Float[Array, "batch length heads head_width"]:
+) -> Float[Array, "batch queries heads head_width"]:
     """Scaled dot-product attention (arXiv 1706.03762), bidirectional, softmax in float32.
 
     Args:
       query: Queries.
       key: Keys.
       value: Values.
-      segment_ids: 1 and up for documents, 0 for padding.
+      query_segment_ids: Segments of the queries: 1 and up for documents, 0 for padding.
+      key_segment_ids: Segments of the keys and values.
       dropout_rate: Share of attention probabilities to drop.
       dropout_key: Key for the dropout; None: no dropout.
     """
@@ -40,7 +42,7 @@ def attend(
     # times faster than the same contraction with heads in the middle.
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * scale, key, value))
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    same = query_segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :]
     probabilities = jax.nn.softmax(jnp.where(same, scores, MASKED), axis=-1)
     if dropout_key is not None:
         probabilities = dropout(probabilities, dropout_rate, dropout_key)

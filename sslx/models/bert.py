@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sslx.models.layers import Dense, Dropout, Norm, activation, bert_init
+from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init
 from sslx.models.transformer import Transformer, TransformerConfig
 
 # Published sizes (google-research/bert, "BERT miniatures"): layers, width, heads; mlp_width is 4 * width.
@@ -68,9 +68,13 @@ class Embeddings(nn.Module):
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length width"]:
-        x = jnp.take(self.word, tokens, axis=0) + jnp.take(self.token_type, token_types, axis=0)
+        def look_up(table: Array, axis: str | None, ids: Array) -> Array:
+            # Gathered over fsdp first: looking up rows in a table whose width is split makes XLA replicate the result.
+            return jnp.take(nn.with_logical_constraint(table, (axis, None)), ids, axis=0)
+
+        x = look_up(self.word, "act_vocab", tokens) + look_up(self.token_type, None, token_types)
         if self.config.positions == "learned":
-            x = x + jnp.take(self.position, positions, axis=0)
+            x = x + look_up(self.position, None, positions)
         x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
         return self.drop(self.norm(x), deterministic=deterministic)
 
@@ -85,12 +89,20 @@ class BertEncoder(nn.Module):
         self.embeddings = Embeddings(self.config, self.vocab_size)
         self.transformer = Transformer(self.config)
 
-    def __call__(self, batch: dict[str, Any], *, deterministic: bool) -> Float[Array, "batch length width"]:
-        """Hidden states of ``batch``: int32[batch, length] tokens, segment_ids, positions and, if there, token_types."""
+    def __call__(
+        self, batch: dict[str, Any], picked: Int[Array, "batch picked"] | None = None, *, deterministic: bool
+    ) -> Float[Array, "batch queries width"]:
+        """Hidden states of all positions, or of ``picked`` alone.
+
+        Args:
+          batch: int32[batch, length] ``tokens``, ``segment_ids``, ``positions`` and, if there, ``token_types``.
+          picked: Positions to compute; None: all.
+          deterministic: No dropout.
+        """
         tokens = batch["tokens"]
         token_types = batch.get("token_types", jnp.zeros_like(tokens))
         x = self.embeddings(tokens, token_types, batch["positions"], deterministic=deterministic)
-        return self.transformer(x, batch["segment_ids"], batch["positions"], deterministic=deterministic)
+        return self.transformer(x, batch["segment_ids"], batch["positions"], picked, deterministic=deterministic)
 
 
 class MaskedTokenHead(nn.Module):
@@ -112,19 +124,18 @@ class MaskedTokenHead(nn.Module):
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (padded,))
         # The rows that pad the vocabulary must take no probability, or the loss would not be that of the vocabulary.
         bias = jnp.where(jnp.arange(padded) < self.vocab_size, bias, -1e9)
-        return nn.with_logical_constraint(logits + bias, ("act_batch", None, "act_vocab"))
+        return nn.with_logical_constraint(add_bias(logits, bias), ("act_batch", None, "act_vocab"))
 
 
 class Pooler(nn.Module):
-    """tanh of a dense layer on the first token."""
+    """tanh of a dense layer on the first token's hidden state."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
+    def __call__(self, first: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
         config = self.config
-        y = Dense(config.width, ("embed", None), dtype=config.compute_dtype, name="dense")(x[:, 0])
-        return jnp.tanh(y)
+        return jnp.tanh(Dense(config.width, ("embed", None), dtype=config.compute_dtype, name="dense")(first))
 
 
 def mean_pool(

@@ -5,6 +5,7 @@ Computation is in ``dtype`` (bfloat16 or float32), parameters stay float32. Norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,67 @@ class Dense(nn.Module):
             )
             y = y + bias.astype(self.dtype)
         return y
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "... inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "... features"]:
+    """``x @ kernel``, whose kernel gradient is one 2-D product.
+
+    Left to itself, XLA's CPU backend contracts batch and length as two axes and first writes transposed copies of both
+    activations.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _product_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return (gradients @ kernel.T).reshape(x.shape), rows.T @ gradients
+
+
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+@jax.custom_vjp
+def add_bias(x: Float[Array, "... features"], bias: Float[Array, " features"]) -> Float[Array, "... features"]:
+    """``x + bias``, whose bias gradient is a product with ones on CPU, where XLA's sums over rows are far slower."""
+    return x + bias
+
+
+def _add_bias_backward(_: None, gradient: Array) -> tuple[Array, Array]:
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    total = jax.lax.platform_dependent(
+        rows, cpu=lambda g: jnp.ones(g.shape[0], g.dtype) @ g, default=lambda g: jnp.sum(g, axis=0)
+    )
+    return gradient, total
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exact GELU, ``x Phi(x)`` (arXiv 1606.08415), in float32 inside, whose backward pass keeps ``x`` alone."""
+    return (_normal_cdf(x) * x).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * 0.5**0.5)
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    # The barrier keeps XLA from storing erf(x) for the backward pass; computing it again costs less than a pass over
+    # memory.
+    return gelu(x), jax.lax.optimization_barrier(x)
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
+    return (((_normal_cdf(x) + wide * density) * gradient).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Norm(nn.Module):
@@ -83,8 +145,8 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Arr
 def dropout_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Array:
     """bool[shape], True with probability ``1 - rate``: a hash of the key and the element's global index.
 
-    A counter-based integer hash instead of threefry: XLA fuses it into whatever uses the mask, so nothing is stored, and
-    the backward pass computes it again. It depends on the global index alone, hence is the same on any mesh.
+    A counter-based integer hash instead of threefry: XLA fuses it into whatever uses the mask, so nothing is stored,
+    and the backward pass computes it again. It depends on the global index alone, hence is the same on any mesh.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     row_shape, stride = shape[1:], 1
@@ -92,7 +154,8 @@ def dropout_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Arra
     for axis in range(len(row_shape) - 1, -1, -1):
         index = index + jax.lax.broadcasted_iota(jnp.uint32, row_shape, axis) * jnp.uint32(stride)
         stride *= row_shape[axis]
-    # The first axis (the global batch) has a word of its own, or large attention masks would overrun 32 bits and repeat.
+    # The first axis (the global batch) has a word of its own, or large attention masks would overrun 32 bits and
+    # repeat.
     row_words = _mix(jnp.arange(shape[0], dtype=jnp.uint32) ^ words[1]).reshape(-1, *(1,) * len(row_shape))
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return _mix(_mix(index ^ words[0]) ^ row_words) >= threshold
@@ -106,9 +169,9 @@ def _mix(x: Array) -> Array:
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """``gelu`` (exact, with erf), ``gelu_tanh``, ``relu``, ``silu``, ``tanh``; a model's ``glu`` decides about gating."""
+    """The function named ``gelu`` (exact, with erf), ``gelu_tanh``, ``relu``, ``silu`` or ``tanh``."""
     return {
-        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu": gelu,
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,

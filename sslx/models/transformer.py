@@ -1,8 +1,9 @@
 """Transformer encoder blocks, written once: post-LN (BERT) and pre-LN, learned positions or RoPE, GELU or GeGLU.
 
-In: the residual stream ``[batch, length, width]``, segment ids and positions. Out: the same shape. The layers are one
-``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm and GELU is BERT to the letter
-(arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is ModernBERT's block (arXiv 2412.13663).
+In: the residual stream ``[batch, length, width]``, segment ids and positions. Out: the same shape, or the picked
+positions alone. The layers are one ``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm and GELU
+is BERT to the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is ModernBERT's
+block (arXiv 2412.13663).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
@@ -21,7 +22,7 @@ from sslx.models.layers import Dense, Dropout, Norm, activation
 
 REMAT = {
     "none": None,  # keep every activation
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products with weights, redo the rest
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep products with weights, redo the rest
     "full": jax.checkpoint_policies.nothing_saveable,  # keep layer inputs only
 }
 
@@ -49,6 +50,12 @@ class TransformerConfig:
     dtype: str = "float32"  # computation; parameters are always float32
 
     def __post_init__(self):
+        for name in ("layers", "width", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.model.{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"config.model.{name} is {getattr(self, name)}; expected 0 or a share below 1")
         if self.width % self.heads:
             raise UserError(f"config.model.width {self.width} does not divide into config.model.heads {self.heads}")
         if self.positions == "rope" and (self.width // self.heads) % 2:
@@ -65,14 +72,24 @@ class TransformerConfig:
         """The dtype of activations."""
         return jnp.dtype(self.dtype)
 
-    def flops_per_token(self, length: int) -> float:
-        """Forward FLOPs of the stack for one token in a row of ``length`` (attention counted in full, no masking)."""
-        attention = 8 * self.width**2 + 4 * length * self.width
-        return self.layers * (attention + (6 if self.glu else 4) * self.width * self.mlp_width)
+    def flops_per_row(self, length: int, picked: int | None = None) -> float:
+        """Forward FLOPs of the stack for one row (attention counted in full, no masking).
+
+        Args:
+          length: Tokens in the row.
+          picked: How many positions the last layer is computed for; None: all.
+        """
+        keys_values = 4 * length * self.width**2
+
+        def layer(queries: int) -> float:
+            attention = 4 * queries * self.width**2 + 4 * queries * length * self.width
+            return keys_values + attention + (6 if self.glu else 4) * queries * self.width * self.mlp_width
+
+        return (self.layers - 1) * layer(length) + layer(length if picked is None else picked)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within segments."""
+    """Multi-head self-attention within segments, for all positions or for the picked ones only."""
 
     config: TransformerConfig
 
@@ -82,27 +99,38 @@ class SelfAttention(nn.Module):
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
+        picked: Int[Array, "batch picked"] | None = None,
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch length width"]:
+    ) -> Float[Array, "batch queries width"]:
         config = self.config
-        batch, length, width = x.shape
-        head_width = width // config.heads
+        head_width = config.width // config.heads
 
-        def project(name: str) -> Array:
-            y = Dense(width, ("embed", "heads"), config.bias, dtype=config.compute_dtype, name=name)(x)
-            y = y.reshape(batch, length, config.heads, head_width)
+        def project(name: str, of: Array) -> Array:
+            y = Dense(config.width, ("embed", "heads"), config.bias, dtype=config.compute_dtype, name=name)(of)
+            y = y.reshape(*of.shape[:2], config.heads, head_width)
             return nn.with_logical_constraint(y, ("act_batch", "act_length", "act_heads", None))
 
-        query, key, value = project("query"), project("key"), project("value")
+        key, value = project("key", x), project("value", x)
+        x, query_segment_ids, query_positions = (_pick(array, picked) for array in (x, segment_ids, positions))
+        query = project("query", x)
         if config.positions == "rope":
-            query, key = (rotate(array, positions, config.rope_theta) for array in (query, key))
+            query = rotate(query, query_positions, config.rope_theta)
+            key = rotate(key, positions, config.rope_theta)
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
-        y = attend(query, key, value, segment_ids, dropout_rate=config.attention_dropout, dropout_key=rng)
-        y = y.reshape(batch, length, width)
-        return Dense(width, ("heads", "embed"), config.bias, dtype=config.compute_dtype, name="out")(y)
+        y = attend(
+            query,
+            key,
+            value,
+            query_segment_ids,
+            segment_ids,
+            dropout_rate=config.attention_dropout,
+            dropout_key=rng,
+        )
+        y = y.reshape(*x.shape[:2], config.width)
+        return Dense(config.width, ("heads", "embed"), config.bias, dtype=config.compute_dtype, name="out")(y)
 
 
 class MLP(nn.Module):
@@ -125,10 +153,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. Its call has the form ``scan`` wants: ``(carry, *broadcast) -> (carry, None)``."""
+    """One layer, for all positions or for the picked ones only."""
 
     config: TransformerConfig
-    deterministic: bool
 
     @nn.compact
     def __call__(
@@ -136,7 +163,10 @@ class Block(nn.Module):
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length width"], None]:
+        picked: Int[Array, "batch picked"] | None = None,
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch queries width"]:
         config = self.config
         pre = config.norm_position == "pre"
         attention, mlp = SelfAttention(config, name="attention"), MLP(config, name="mlp")
@@ -146,13 +176,15 @@ class Block(nn.Module):
             return Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name=name)
 
         attention_norm, mlp_norm = norm("attention_norm"), norm("mlp_norm")
-        y = attention(attention_norm(x) if pre else x, segment_ids, positions, deterministic=self.deterministic)
-        x = x + drop(y, deterministic=self.deterministic)
+        attended = attention(
+            attention_norm(x) if pre else x, segment_ids, positions, picked, deterministic=deterministic
+        )
+        x = _pick(x, picked) + drop(attended, deterministic=deterministic)
         x = x if pre else attention_norm(x)
         y = mlp(mlp_norm(x) if pre else x)
-        x = x + drop(y, deterministic=self.deterministic)
+        x = x + drop(y, deterministic=deterministic)
         x = x if pre else mlp_norm(x)
-        return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), None
+        return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
 
 
 class Transformer(nn.Module):
@@ -166,34 +198,62 @@ class Transformer(nn.Module):
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
+        picked: Int[Array, "batch picked"] | None = None,
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch length width"]:
+    ) -> Float[Array, "batch queries width"]:
+        """Hidden states of all positions or, given ``picked``, of those alone.
+
+        Nothing above the last layer looks at the other positions then, so the last layer's queries, output projection
+        and MLP are computed for the picked ones only: the same numbers for a fraction of that layer's arithmetic.
+        """
         config = self.config
-        block = Block
+        block = Block(config, parent=None)
+
+        def init_layers(key: PRNGKeyArray) -> Any:
+            one = lambda k: block.init(k, x[:1], segment_ids[:1], positions[:1], deterministic=True)["params"]  # noqa: E731
+            layers = jax.vmap(one)(jax.random.split(key, config.layers))
+            return nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
+
+        layers = self.param("layers", init_layers)
+        key = None if deterministic else self.make_rng("dropout")
+
+        def apply(x: Array, params: Any, layer: Array | int, picked: Array | None = None) -> Array:
+            rngs = {} if deterministic else {"dropout": jax.random.fold_in(key, layer)}
+            return block.apply(
+                {"params": params}, x, segment_ids, positions, picked, deterministic=deterministic, rngs=rngs
+            )
+
         if REMAT[config.remat] is not None:
-            block = nn.remat(Block, policy=REMAT[config.remat], prevent_cse=False)
-        # A CPU gains nothing from a small program and pays for copying every layer's slice; accelerators compile faster.
+            apply = jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=False)
+        whole = config.layers if picked is None else config.layers - 1
+        # A CPU gains nothing from a small program and pays for copying every layer's slice; accelerators compile
+        # faster.
         unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=config.layers,
-            unroll=config.layers if unroll else 1,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+        x, _ = jax.lax.scan(
+            lambda x, scanned: (apply(x, *scanned), None),
+            x,
+            (jax.tree.map(lambda array: array[:whole], layers), jnp.arange(whole)),
+            unroll=max(whole, 1) if unroll else 1,
         )
-        x, _ = stack(config, deterministic, name="layers")(x, segment_ids, positions)
+        if picked is not None:
+            x = apply(x, jax.tree.map(lambda array: array[-1], layers), whole, picked)
         if config.norm_position == "pre":
             x = Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name="final_norm")(x)
         return x
 
 
+def _pick(x: Shaped[Array, "batch length ..."], picked: Int[Array, "batch picked"] | None) -> Shaped[Array, "..."]:
+    """The picked positions of each row, or all."""
+    if picked is None:
+        return x
+    return jnp.take_along_axis(x, picked.reshape(*picked.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
 def rotate(
     x: Float[Array, "batch length heads width"], positions: Int[Array, "batch length"], theta: float
 ) -> Float[Array, "batch length heads width"]:
-    """Rotary position embedding (arXiv 2104.09864): turns pairs ``(i, i + width/2)`` by ``position / theta^(2i/width)``."""
+    """Rotary positions (arXiv 2104.09864): turns the pairs ``(i, i + width/2)`` by ``position / theta^(2i/width)``."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from sslx.data.tokenizer import Vocabulary
 from sslx.objective import Batch, row_keys
@@ -97,10 +97,3 @@ def _pick_words(
     _, fits = jax.lax.scan(take, jnp.zeros((), jnp.int32), sizes[order])
     chosen = jnp.zeros(length + 1, bool).at[order].set(fits)
     return candidates & chosen[word]
-
-
-def gather_positions(
-    x: Float[Array, "batch length width"], positions: Int[Array, "batch picked"]
-) -> Float[Array, "batch picked width"]:
-    """Hidden states at the picked positions."""
-    return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,8 +1,9 @@
 """Masked language modelling (BERT, arXiv 1810.04805), optionally with next-sentence or sentence-order prediction.
 
 In: rows of tokens, segment ids and positions. Views: masks drawn inside jit, ``mask_ratio`` in training and always
-``eval_mask_ratio`` (15 %) in evaluation, so that runs at different rates can be compared. Out: two named terms, ``mlm`` (a mean over
-picked tokens) and ``sentence`` (a mean over rows; NSP as in BERT, SOP as in ALBERT, arXiv 1909.11942).
+``eval_mask_ratio`` (15 %) in evaluation, so that runs at different rates can be compared. Out: two named terms,
+``mlm`` (a mean over picked tokens) and ``sentence`` (a mean over rows; NSP as in BERT, SOP as in ALBERT, arXiv
+1909.11942).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler, m
 from sslx.models.layers import Dense
 from sslx.models.losses import softmax_cross_entropy
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
-from sslx.pretext.masking import gather_positions, mask_tokens, picked_count
+from sslx.pretext.masking import mask_tokens, picked_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,14 @@ class BertForPretraining(nn.Module):
     def __call__(
         self, batch: Batch, *, deterministic: bool
     ) -> tuple[Float[Array, "batch picked padded_vocab"], Float[Array, "batch 2"] | None]:
-        x = self.encoder(batch, deterministic=deterministic)
-        picked = gather_positions(x, batch["picked"])
-        logits = self.mlm_head(picked, self.encoder.embeddings.word)
-        sentence = self.sentence_head(self.pooler(x)).astype(jnp.float32) if self.sentence else None
+        picked = batch["picked"]
+        if not self.sentence:
+            x = self.encoder(batch, picked, deterministic=deterministic)
+            return self.mlm_head(x, self.encoder.embeddings.word), None
+        # The first token, which the sentence head reads, is never masked: it goes in front of the picked ones.
+        x = self.encoder(batch, jnp.pad(picked, ((0, 0), (1, 0))), deterministic=deterministic)
+        logits = self.mlm_head(x[:, 1:], self.encoder.embeddings.word)
+        sentence = self.sentence_head(self.pooler(x[:, 0])).astype(jnp.float32)
         return logits, sentence
 
 
@@ -96,7 +101,7 @@ class MaskedLanguageModel(Objective):
         pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
         model = build(BertConfig, config["model"], "config.model")
         data_config = build(TextConfig, config["data"], "config.data")
-        check_length(model, data_config.seq_len)
+        check_model(model, data_config.seq_len)
         data = prepare_text(
             data_config, layout=pretext.sentence or "packed", tokenizer_override=tokenizer, seed=config["seed"]
         )
@@ -144,10 +149,9 @@ class MaskedLanguageModel(Objective):
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
-        width = self.model.width
-        head = 2 * width * (width + padded_vocabulary(self.vocabulary.size))
-        forward = length * self.model.flops_per_token(length)
-        forward += picked_count(length, self.pretext.mask_ratio) * head
+        width, picked = self.model.width, picked_count(length, self.pretext.mask_ratio)
+        forward = self.model.flops_per_row(length, picked + (self.pretext.sentence is not None))
+        forward += picked * 2 * width * (width + padded_vocabulary(self.vocabulary.size))
         return 3.0 * rows * forward
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
@@ -211,12 +215,13 @@ def _runs(values: np.ndarray) -> str:
     return ", ".join(f"{run[0]} x {len(run)}" for run in np.split(values, edges))
 
 
-def check_length(model: BertConfig, seq_len: int) -> None:
-    """Refuses rows longer than the model's position table.
+def check_model(model: BertConfig, seq_len: int) -> None:
+    """Refuses another model than BERT, and rows longer than its position table.
 
     Raises:
-      UserError: ``config.data.seq_len`` is above ``config.model.max_length``.
+      UserError: ``config.model.name`` is unknown, or ``config.data.seq_len`` is above ``config.model.max_length``.
     """
+    choose(model.name, ("bert",), "config.model.name")
     if model.positions == "learned" and seq_len > model.max_length:
         raise UserError(
             f"config.data.seq_len {seq_len} is longer than config.model.max_length {model.max_length}; "

@@ -1,6 +1,6 @@
 """Text classification: a pretrained encoder, pooled, and a linear head.
 
-In: one text a row with an int label. Out: one cross-entropy term. Accuracy and macro-F1 are scored over all rows at once.
+In: one text a row with an int label. Out: one cross-entropy term. Macro-F1 is scored over all rows at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sslx.models.bert import BertConfig, BertEncoder, Pooler, mean_pool
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
-from sslx.pretext.mlm import check_length
+from sslx.pretext.mlm import check_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,11 @@ class TextClassifier(nn.Module):
         self.head = Dense(self.classes, ("embed", "types"))
 
     def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch classes"]:
-        x = self.encoder(batch, deterministic=deterministic)
-        pooled = self.pooler(x) if self.task.pool == "cls" else mean_pool(x, batch["segment_ids"])
+        if self.task.pool == "cls":
+            first = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
+            pooled = self.pooler(self.encoder(batch, first, deterministic=deterministic)[:, 0])
+        else:
+            pooled = mean_pool(self.encoder(batch, deterministic=deterministic), batch["segment_ids"])
         return self.head(self.drop(pooled, deterministic=deterministic)).astype(jnp.float32)
 
 
@@ -89,7 +92,7 @@ class TextClassification(Objective):
         model = build(BertConfig, config["model"], "config.model")
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         data_config = build(TextConfig, config["data"], "config.data")
-        check_length(model, data_config.seq_len)
+        check_model(model, data_config.seq_len)
         data = prepare_text(data_config, layout="documents", tokenizer_override=tokenizer, seed=config["seed"])
         if not data.label_names:
             raise UserError(
@@ -127,7 +130,9 @@ class TextClassification(Objective):
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
-        return 3.0 * rows * (length * self.model.flops_per_token(length) + 2 * self.model.width * len(self.label_names))
+        picked = 1 if self.task.pool == "cls" else None
+        head = 2 * self.model.width * len(self.label_names)
+        return 3.0 * rows * (self.model.flops_per_row(length, picked) + head)
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         logits = self.module.apply({"params": params}, batch, deterministic=True)

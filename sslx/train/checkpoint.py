@@ -22,6 +22,14 @@ from sslx.config import CheckpointConfig
 from sslx.errors import UserError
 from sslx.train.step import TrainState
 
+DISK_ERRORS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Permission denied",
+    "File too large",
+)
+
 
 class Checkpoints:
     """The checkpoints of one run folder."""
@@ -141,14 +149,16 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            signs = ("No space left", "RESOURCE_EXHAUSTED", "Read-only", "Permission denied", "File too large", "quota")
-            if not isinstance(error, OSError) and not any(sign in text for sign in signs):
+            # TensorStore raises ValueError with the system's words somewhere in a long message.
+            reason = next((words for words in DISK_ERRORS if words in str(error)), None)
+            if reason is None and not isinstance(error, OSError):
                 raise
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
             kept = f"step {self.steps()[-1]} is safe" if self.steps() else "no earlier checkpoint"
-            raise UserError(f"cannot write a checkpoint in {self._folder}: {_first_line(error)}; {kept}") from None
+            raise UserError(
+                f"cannot write a checkpoint in {self._folder}: {reason or _first_line(error)}; {kept}"
+            ) from None
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -188,8 +198,8 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
 def _digest(state: TrainState) -> jax.Array:
     """uint32[arrays]: the wrapping sum of each array's bits.
 
-    The files carry no checksum of the values, and a flipped bit would otherwise be trained on. Integer sums do not depend
-    on the order of addition, so the digest is the same on any mesh.
+    The files carry no checksum of the values, and a flipped bit would otherwise be trained on. Integer sums do not
+    depend on the order of addition, so the digest is the same on any mesh.
     """
 
     def bits(array: jax.Array) -> jax.Array:

@@ -52,6 +52,19 @@ class Evaluator:
             metrics |= self._objective.score(predictions)
         return metrics | self._objective.derive(metrics), predictions
 
+    def metric_names(self, params: Any, state: Any, rows: RandomAccessRows) -> list[str]:
+        """The names of the metrics that a call gives, without computing them; params and state may be abstract."""
+        batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
+
+        def zeros(function: Any) -> Any:
+            shapes = jax.eval_shape(function, params, state, batch)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+        metrics = finish_means(zeros(self._step))
+        if self._objective.scored:
+            metrics |= self._objective.score(zeros(self._predict))
+        return sorted(metrics | self._objective.derive(metrics))
+
     def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> list[dict[str, str]]:
         """Rows of a table on the first ``count`` held-out rows; [] if the objective shows none."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)

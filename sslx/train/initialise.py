@@ -38,8 +38,9 @@ def load_encoder(abstract_params: Mapping[str, Any], run: Path) -> tuple[dict[st
     Raises:
       UserError: no run there, or parameters are missing or of another shape; names each.
     """
+    objective = objective_class(read_config(run))
     variables = read_variables(run)
-    found = objective_class(read_config(run)).encoder(variables["params"], variables["state"])["params"]
+    found = objective.encoder(variables["params"], variables["state"])["params"]
     found = traverse_util.flatten_dict(found, sep="/")
     wanted = traverse_util.flatten_dict(dict(abstract_params["encoder"]), sep="/")
     problems = []

@@ -25,8 +25,8 @@ from sslx.data.rows import RowOrder
 from sslx.errors import UserError
 from sslx.objective import Objective
 from sslx.train import sharding
-from sslx.train.chips import peak_flops
 from sslx.train.checkpoint import Checkpoints
+from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
 from sslx.train.initialise import overlay
@@ -310,7 +310,7 @@ class _Loop:
         if not math.isfinite(values["train/loss"]):
             raise FloatingPointError(
                 f"the training loss is {values['train/loss']} at step {step}; the newest checkpoint is "
-                f"{(self._checkpoints.steps() or ['none'])[-1]}. A lower learning rate or a longer warm-up usually helps."
+                f"{(self._checkpoints.steps() or ['none'])[-1]}. A lower learning rate or a longer warm-up often helps."
             )
         elapsed = max(time.monotonic() - self._clock, 1e-9)
         rate = self._counted / elapsed

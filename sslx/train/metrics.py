@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -127,11 +128,19 @@ def draw_curves(run: Path, chance: float | None) -> Path | None:
     return path
 
 
+def require_wandb(project: str) -> None:
+    """Refuses ``config.log.wandb`` where Weights & Biases is not installed.
+
+    Raises:
+      UserError: it is not; says how to install it.
+    """
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config.log.wandb={project!r} needs Weights & Biases: pip install 'sslx[wandb]'")
+
+
 def _start_wandb(run: Path, project: str, config: dict[str, Any] | None) -> Any:
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise UserError(f"config.log.wandb={project!r} needs Weights & Biases: pip install 'sslx[wandb]'") from None
+    import wandb
+
     # The id is the folder's, so that a resumed run goes on in the same chart.
     name = Path(run).absolute().name
     return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(run), config=config)

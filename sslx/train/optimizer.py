@@ -1,7 +1,7 @@
 """Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
 
-Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, the decay mask and layer-wise rates treat each layer of a
-stack by itself, so that scanning changes nothing about the training.
+Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, the decay mask and layer-wise rates treat each layer
+of a stack by itself, so that scanning changes nothing about the training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     total, warmup, peak = config.schedule_steps or steps, config.warmup_steps, config.learning_rate
     if warmup >= total:
         raise UserError(
-            f"config.optimizer.warmup_steps {warmup} is not below the schedule's {total} steps; expected 0 to {total - 1}"
+            f"config.optimizer.warmup_steps {warmup} is not below the schedule's {total} steps; "
+            f"expected 0 to {total - 1}"
         )
     end, rest = peak * config.final_scale, total - warmup
     if config.schedule == "constant":
@@ -122,7 +123,7 @@ def _scale_by_layer_trust_ratio(stacked: Any) -> optax.GradientTransformation:
 
 
 def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:
-    """Multipliers: embeddings are layer 0, the stack's layers 1 to L, everything after them L + 1 (BEiT's convention)."""
+    """Multipliers: embeddings are layer 0, the stack's layers 1 to L, everything after them L + 1 (as in BEiT)."""
     depths = {
         leaf.value.shape[0] if is_box(leaf) else leaf.shape[0]
         for leaf, stack in zip(jax.tree.leaves(boxed, is_leaf=is_box), jax.tree.leaves(stacked), strict=True)

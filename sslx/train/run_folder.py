@@ -1,7 +1,7 @@
-"""A run is a folder: ``config.json``, ``versions.json``, ``checkpoints/``, ``metrics.jsonl``, events, tokenizer, pictures.
+"""A run is a folder: configs, versions, checkpoints, metrics, events, tokenizer, pictures.
 
-Every entry takes the folder. This file reads and writes what is not a checkpoint and not a metric, and decides whether a
-config may resume a run.
+Every entry takes the folder. This file reads and writes what is not a checkpoint and not a metric, and decides
+whether a config may resume a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One sharded training step and one evaluation step, for any objective.
 
-The training step draws the views of the whole batch, totals the terms' weights, then takes gradients over micro-batches of
-sums divided by those totals. So a masked loss is the same number whatever the mesh and the number of micro-batches.
+The training step draws the views of the whole batch, totals the terms' weights, then takes gradients over
+micro-batches of sums divided by those totals. So a masked loss is the same number whatever the mesh and the number of
+micro-batches.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def make_train_step(
     """
     if micro_batches > 1 and objective.scope == "batch":
         raise UserError(
-            f"config.micro_batches is {micro_batches}; {type(objective).__name__} compares all rows of a batch, expected 1"
+            f"config.micro_batches is {micro_batches}; {type(objective).__name__} compares all rows of a batch, "
+            f"expected 1"
         )
 
     def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -82,8 +84,8 @@ def make_train_step(
 def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Batch], dict[str, Mean]]:
     """Builds ``eval_step(params, state, batch) -> {name: Mean}``; the means of all batches add up.
 
-    ``batch["valid"]`` float32[batch] is 0 for the rows that only fill up the last batch. The views depend on the row and
-    the seed and not on the training step, so that evaluations can be compared.
+    ``batch["valid"]`` float32[batch] is 0 for the rows that only fill up the last batch. The views depend on the row
+    and the seed and not on the training step, so that evaluations can be compared.
     """
 
     def eval_step(params: Any, state: Any, batch: Batch) -> dict[str, Mean]:
@@ -96,18 +98,20 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
         }
         out = objective.loss(params, state, batch | {"weights": weights}, loss_key, step, train=False)
         totals = {name: jnp.sum(weight) for name, weight in weights.items()}
-        terms = {name: Mean(term.sum * term.coef, totals[name]) for name, term in out.terms.items()}
-        return {f"term:{name}": mean for name, mean in terms.items()} | out.metrics
+        terms = {f"term:{name}": Mean(term.sum, totals[name]) for name, term in out.terms.items()}
+        parts = {f"part:{name}": Mean(term.coef * term.sum, totals[name]) for name, term in out.terms.items()}
+        return terms | parts | out.metrics
 
     return eval_step
 
 
 def finish_means(means: dict[str, Mean]) -> dict[str, float]:
-    """Divides summed evaluation means; ``loss`` is the total over the terms, each divided by its own weight."""
+    """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight."""
     values = {name: float(mean.sum) / max(float(mean.weight), 1e-6) for name, mean in means.items()}
     terms = {name.removeprefix("term:"): value for name, value in values.items() if name.startswith("term:")}
-    rest = {name: value for name, value in values.items() if not name.startswith("term:")}
-    return {"loss": sum(terms.values())} | (terms if len(terms) > 1 else {}) | rest
+    loss = sum(value for name, value in values.items() if name.startswith("part:"))
+    rest = {name: value for name, value in values.items() if not name.startswith(("term:", "part:"))}
+    return {"loss": loss} | (terms if len(terms) > 1 else {}) | rest
 
 
 def _total(values: dict[str, jax.Array]) -> jax.Array:

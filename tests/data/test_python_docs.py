@@ -5,7 +5,6 @@ import sys
 import textwrap
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,29 +149,6 @@ def test_twins_go_and_small_labels_are_dropped(packages, tmp_path):
     assert sum(map(len, records.values())) == 40
 
 
-def test_processes_that_start_at_once_build_once(packages, tmp_path, monkeypatch):
-    calls, documents = [], pd.documents
-    monkeypatch.setattr(pd, "documents", lambda: calls.append(1) or time.sleep(0.3) or documents())
-    with ThreadPoolExecutor(4) as pool:
-        builders = list(pool.map(pd.python_docs, [tmp_path / "cache"] * 4))
-    assert len(calls) == 1
-    assert all(len(builder.as_data_source("train")) == 70 for builder in builders)
-
-
-def test_a_build_killed_half_way_is_started_anew(packages, tmp_path):
-    half = tmp_path / "cache" / pd.NAME / f"{pd.fingerprint()}.unfinished"
-    half.mkdir(parents=True)
-    (half / "python_docs-train.array_record-00000").write_bytes(b"half")
-    assert len(pd.python_docs(tmp_path / "cache").as_data_source("train")) == 70
-    assert not half.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named_in_one_line(packages, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=rf"cannot write the dataset python_docs to {tmp_path}/file/\S+: Not a dir"):
-        pd.python_docs(tmp_path / "file")
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     script = """
         import resource, sys
@@ -188,7 +164,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     told = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), tmp_path], capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith(f"cannot write the dataset python_docs to {tmp_path}/python_docs: ")
+    assert told.startswith(f"cannot write the data cache {tmp_path}/python_docs: ")
     assert "too large" in told
     assert told.count("\n") == 1
     assert [path.suffix for path in (tmp_path / "python_docs").iterdir()] == [".lock"]

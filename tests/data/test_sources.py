@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from sslx.data.sources import check_disjoint, open_collection, open_source
+from sslx.data.sources import open_collection, open_source
 from sslx.errors import UserError
 
 
@@ -137,12 +137,12 @@ def test_fingerprint_follows_content_and_slice(read, tmp_path):
 
 def test_overlapping_splits_are_refused(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(100)])
-    spec, options = f"text:{tmp_path}/a.jsonl", {"cache_dir": tmp_path}
-    check_disjoint(spec, {"train": "train[:98%]", "eval": "train[98%:]", "test": ""}, **options)
+    collection = open_collection(f"text:{tmp_path}/a.jsonl", cache_dir=tmp_path)
+    collection.check_disjoint({"train": "train[:98%]", "eval": "train[98%:]", "test": ""})
     with pytest.raises(
         UserError, match=r"train split 'train\[:60%\]' and eval split 'train\[50:70\]'.* share 10 records"
     ):
-        check_disjoint(spec, {"train": "train[:60%]", "eval": "train[50:70]"}, **options)
+        collection.check_disjoint({"train": "train[:60%]", "eval": "train[50:70]"})
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,9 @@
-"""Tokenising to disk: the ids of the whole documents, one writer among many processes, nothing half-written."""
+"""Tokenising to disk: the ids of the whole documents, sentences, labels and counts; written once."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -79,67 +75,6 @@ def test_a_second_call_maps_what_the_first_wrote(corpus, tokenizer, tmp_path, mo
     two = tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path)
     assert two.fingerprint == one.fingerprint
     np.testing.assert_array_equal(two.tokens, one.tokens)
-
-
-SLOW_WRITER = textwrap.dedent(
-    """
-    import sys, time
-    from sslx.data import sources, tokenizer, tokens
-    spec, cache, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    source = sources.open_source(spec, "train", cache_dir=cache)
-    words = tokenizer.load_tokenizer("wordpiece", source, vocab_size=150, lowercase=True, cache_dir=cache)
-    write = tokens._write
-    def slow(source, words, size, dtype, folder):
-        print("writing", flush=True)
-        (folder / "tokens.bin").write_bytes(b"half")
-        time.sleep(seconds)
-        write(source, words, size, dtype, folder)
-    tokens._write = slow
-    print(len(tokens.tokenize_corpus(source, words, cache_dir=cache).tokens), flush=True)
-    """
-)
-
-
-def start_writer(corpus, cache, seconds):
-    command = [sys.executable, "-c", SLOW_WRITER, corpus.spec, str(cache), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def test_two_processes_at_once_write_once(corpus, tokenizer, tmp_path):
-    cache = tmp_path / "cache"
-    both = [start_writer(corpus, cache, 1.5) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(len(words) for words in said) == [1, 2]  # only one said "writing"
-    assert said[0][-1] == said[1][-1]
-
-
-def test_a_kill_half_way_leaves_nothing_in_the_way(corpus, tokenizer, tmp_path):
-    cache = tmp_path / "cache"
-    process = start_writer(corpus, cache, 60)
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=10)
-    assert list(cache.glob("tokens-*.tmp-*"))
-    found = tokenize_corpus(corpus, tokenizer, cache_dir=cache)
-    assert found.num_documents == 9
-    assert not list(cache.glob("*.tmp-*"))
-
-
-def test_a_cache_that_cannot_be_written_is_named(corpus, tokenizer, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write the data cache .*/file/cache.*cache_dir"):
-        tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path / "file" / "cache")
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tokenizer, tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tokens_module, "_write", full)
-    with pytest.raises(UserError, match=r"cannot write the data cache .*: No space left on device"):
-        tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path / "full")
-    assert not list((tmp_path / "full").glob("tokens-*.tmp-*"))
 
 
 def test_a_corpus_without_a_token_is_refused(tokenizer, tmp_path):

@@ -1,0 +1,257 @@
+"""Documents in files: .txt, .jsonl, .parquet and .csv, as one random-access list of records over many files.
+
+In: a path, folder or glob. Out: the matching files, a description of their content, and `FileRecords`. A record that
+cannot be read is named by file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import glob
+import hashlib
+import io
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslx.errors import UserError, choose, nearest
+
+HASHED_BYTES = 1 << 30  # a corpus up to here is known by its bytes, a larger one by paths, sizes and times
+
+
+def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the absolute paths, sorted, of the files that ``pattern`` (a path, folder or glob) names.
+
+    Raises:
+      UserError: there are none with one of ``suffixes``; names what is near ``spec``.
+    """
+    pattern = os.path.expanduser(pattern)
+    if os.path.isdir(pattern):
+        found = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
+    else:
+        found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    found = sorted(os.path.abspath(path) for path in found if os.path.isfile(path))
+    readable = [path for path in found if Path(path).suffix.lower() in suffixes]
+    if readable:
+        return readable
+    if found:
+        raise UserError(f"{spec} matches {found[0]}, but reads only {', '.join(suffixes)} files")
+    here = Path(pattern)
+    while not here.exists() and here != here.parent:  # the deepest folder that is there, and in it the closest name
+        missing, here = here.name, here.parent
+    if here == Path(pattern):
+        raise UserError(f"{spec} is a folder without {', '.join(suffixes)} files")
+    raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
+
+
+def content_of(paths: list[str]) -> list[Any]:
+    """Returns what changes when the files' content does, for a fingerprint."""
+    stats = [os.stat(path) for path in paths]
+    if sum(stat.st_size for stat in stats) > HASHED_BYTES:
+        return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "blake2b").hexdigest())
+    return digests
+
+
+def decoded(data: bytes, where: str, offset: int = 0) -> str:
+    """Decodes UTF-8, without a byte order mark. Raises UserError with ``where`` and the byte that is not UTF-8."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {offset + error.start:,}") from error
+
+
+class FileRecords:
+    """Documents of many files as one list; a few files are kept open at a time, so reading in order is fastest."""
+
+    def __init__(self, paths: list[str], text_field: str, label_field: str):
+        for path in paths:
+            if os.path.getsize(path) == 0:
+                raise UserError(f"{path} is an empty file")
+        self._paths = paths
+        self._open = functools.lru_cache(maxsize=4)(
+            lambda f: _READERS[Path(paths[f]).suffix.lower()](paths[f], text_field)
+        )
+        counts, labels = [], []
+        for number, path in enumerate(paths):
+            reader = self._open(number)
+            if len(reader) == 0:
+                raise UserError(f"{path} holds no records")
+            counts.append(len(reader))
+            if label_field:
+                labels.append(reader.labels(label_field))
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.label_names, self._labels = None, None
+        if any(label is not None for label in labels):
+            for path, label in zip(paths, labels, strict=True):
+                if label is None:
+                    raise UserError(f"{path} has no field {label_field!r} for labels, but other files of the source do")
+            flat = [label for file in labels for label in file]
+            names = sorted(set(flat))
+            if all(name.lstrip("-").isdecimal() for name in names):
+                names.sort(key=int)
+            number_of = {name: i for i, name in enumerate(names)}
+            self.label_names = tuple(names)
+            self._labels = np.array([number_of[name] for name in flat], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, ids: list[int]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{}] * len(ids)
+        records = np.asarray(ids, dtype=np.int64)
+        files = np.searchsorted(self._starts, records, side="right") - 1
+        for file in np.unique(files).tolist():
+            (places,) = np.nonzero(files == file)
+            try:
+                texts = self._open(file).texts((records[places] - self._starts[file]).tolist())
+            except OSError as error:
+                raise UserError(f"cannot read {self._paths[file]}: {error.strerror or error}") from error
+            for place, text in zip(places.tolist(), texts, strict=True):
+                rows[place] = {"text": text}
+        if self._labels is not None:
+            for row, label in zip(rows, self._labels[records].tolist(), strict=True):
+                row["label"] = label
+        return rows
+
+
+class _TextFile:
+    """A .txt file: one document."""
+
+    def __init__(self, path: str, text_field: str):
+        self._path = path
+
+    def __len__(self) -> int:
+        return 1
+
+    def texts(self, rows: list[int]) -> list[str]:
+        text = decoded(Path(self._path).read_bytes(), self._path)
+        return [text] * len(rows)
+
+
+class _JsonLinesFile:
+    """A .jsonl file: line positions in memory, the file itself mapped. Blank lines are no records."""
+
+    def __init__(self, path: str, text_field: str):
+        self._path, self._text_field = path, text_field
+        with open(path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = np.frombuffer(self._bytes, dtype=np.uint8)
+        ends = [start + np.flatnonzero(data[start : start + (1 << 26)] == 10) for start in range(0, len(data), 1 << 26)]
+        ends = np.append(np.concatenate(ends), len(data))
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        first = data[np.minimum(starts, len(data) - 1)]
+        blank = (ends == starts) | ((ends == starts + 1) & (first == 13))
+        self._starts, self._ends = starts[~blank], ends[~blank]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def texts(self, rows: list[int]) -> list[str]:
+        return [self._text(row) for row in rows]
+
+    def labels(self, label_field: str) -> list[str] | None:
+        labels = [self._record(row).get(label_field) for row in range(len(self))]
+        missing = next((row for row, label in enumerate(labels) if label is None), None)
+        if missing is not None and any(label is not None for label in labels):
+            raise UserError(f"{self._where(missing)}: no field {label_field!r}, but other lines have it")
+        return None if missing is not None else [str(label) for label in labels]
+
+    def _text(self, row: int) -> str:
+        record = self._record(row)
+        if self._text_field not in record:
+            raise UserError(f"{self._where(row)}: no field {self._text_field!r}; {nearest(self._text_field, record)}")
+        text = record[self._text_field]
+        if not isinstance(text, str):
+            raise UserError(f"{self._where(row)}: field {self._text_field!r} is not a string but {type(text).__name__}")
+        # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses.
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def _record(self, row: int) -> dict[str, Any]:
+        start = int(self._starts[row])
+        line = self._bytes[start : int(self._ends[row])]
+        try:
+            record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        except UnicodeDecodeError:
+            record = decoded(line, self._where(row), start)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self._where(row)}: not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{self._where(row)}: expected a JSON object, got {type(record).__name__}")
+        return record
+
+    def _where(self, row: int) -> str:
+        return f"{self._path}:{self._bytes[: int(self._starts[row])].count(10) + 1}"
+
+
+class _ParquetFile:
+    """A .parquet file; the row group read last stays in memory."""
+
+    def __init__(self, path: str, text_field: str):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._path, self._text_field = path, text_field
+        try:
+            self._file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+        choose(text_field, self._file.schema_arrow.names, f"field of {path}")
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._column = functools.lru_cache(maxsize=1)(lambda g: self._file.read_row_group(g, columns=[text_field])[0])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def texts(self, rows: list[int]) -> list[str]:
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        texts = []
+        for row, group in zip(rows, groups.tolist(), strict=True):
+            text = self._column(group)[row - int(self._starts[group])].as_py()
+            if not isinstance(text, str):
+                raise UserError(f"{self._path}, row {row}: field {self._text_field!r} is not a string")
+            texts.append(text)
+        return texts
+
+
+class _CsvFile:
+    """A .csv file with a header line, parsed whole: labelled sets are small."""
+
+    def __init__(self, path: str, text_field: str):
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        text = decoded(Path(path).read_bytes(), path)
+        header = next(csv.reader(io.StringIO(text, newline="")), [])
+        choose(text_field, header, f"field of {path}")
+        parse = arrow_csv.ParseOptions(newlines_in_values=True)
+        convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
+        try:
+            self._table = arrow_csv.read_csv(
+                pa.BufferReader(text.encode()), parse_options=parse, convert_options=convert
+            )
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not CSV ({str(error).splitlines()[0]})") from error
+        self._text_field = text_field
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def texts(self, rows: list[int]) -> list[str]:
+        return self._table[self._text_field].take(rows).to_pylist()
+
+    def labels(self, label_field: str) -> list[str] | None:
+        return self._table[label_field].to_pylist() if label_field in self._table.column_names else None
+
+
+_READERS = {".txt": _TextFile, ".jsonl": _JsonLinesFile, ".parquet": _ParquetFile, ".csv": _CsvFile}

@@ -1,0 +1,132 @@
+"""What all tests share: eight simulated CPU devices, caches of their own, and a tiny experiment on real text.
+
+The environment is set here, before jax makes its first device. Nothing is read from or written to ``~/.cache``.
+
+- Compiled programs are kept in ``$SSLX_TEST_COMPILE_CACHE`` (default ``.jax_cache/`` in the repository, which git
+  ignores); all xdist workers and all test runs share it.
+- Prepared data goes to a folder of this test run, which its xdist workers share too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIMULATED = "--xla_force_host_platform_device_count=8"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}".strip()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("SSLX_TEST_COMPILE_CACHE", str(REPOSITORY / ".jax_cache"))
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of the process that starts them
+    os.environ["SSLX_CACHE"] = tempfile.mkdtemp(prefix="sslx-tests-")
+
+import ml_collections  # noqa: E402
+import pytest  # noqa: E402
+
+from sslx.entry import load_config  # noqa: E402
+from sslx.runtime import configure  # noqa: E402
+
+
+def pytest_configure(config):
+    configure()
+
+
+def pytest_unconfigure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["SSLX_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory):
+    """A .jsonl of some hundred docstrings of the standard library; label: the module."""
+    import argparse
+    import decimal
+    import email.message
+    import statistics
+    import tarfile
+
+    path = tmp_path_factory.mktemp("corpus") / "docstrings.jsonl"
+    records = []
+    for module in (argparse, decimal, email.message, statistics, tarfile):
+        owners = [module, *(value for _, value in sorted(vars(module).items()) if inspect.isclass(value))]
+        for owner in owners:
+            for _, value in sorted(vars(owner).items()):
+                text = inspect.getdoc(value) if callable(value) else None
+                if text and len(text) > 30:
+                    records.append({"text": text, "label": module.__name__})
+    records.sort(key=lambda record: record["text"][::-1])  # not by label, since the last 2 % are held out
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf8")
+    return path
+
+
+@pytest.fixture
+def tiny_config(corpus_file):
+    """Makes the config of a small run: ``tiny_config("bert_mlm", {"steps": 4, "model.layers": 1})``."""
+
+    def make(name: str = "bert_mlm", changes: dict | None = None) -> ml_collections.ConfigDict:
+        config = load_config(REPOSITORY / "configs" / f"{name}.py")
+        small = {
+            "data.source": f"jsonl:{corpus_file}",
+            "data.train_split": "train[:90%]",
+            "data.eval_split": "train[90%:]",
+            "data.test_split": "",
+            "data.seq_len": 32,
+            "data.vocab_size": 512,
+            "model.layers": 2,
+            "model.width": 32,
+            "model.heads": 4,
+            "model.mlp_width": 64,
+            "model.max_length": 64,
+            "steps": 8,
+            "batch_size": 16,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.warmup_steps": 2,
+            "eval.every_steps": 1000,
+            "eval.examples": 0,
+            "checkpoint.every_steps": 1000,
+            "log.every_steps": 1,
+        }
+        with config.unlocked():
+            config.update_from_flattened_dict({**small, **(changes or {})})
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    """A made-up vocabulary of 120 tokens; 40 to 79 continue a word."""
+    from sslx.data.tokenizer import Vocabulary
+
+    continuation = bytes(40 <= token < 80 for token in range(120))
+    return Vocabulary(120, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), continuation, "made up")
+
+
+@pytest.fixture(scope="session")
+def packed_rows():
+    """Makes rows of random tokens: one to three documents each, ``[CLS] ... [SEP]``, then padding; unequal lengths."""
+    import numpy as np
+
+    def make(rows: int, length: int, *, paired: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "segment_ids", "positions")}
+        for row in range(rows):
+            start, pieces = 0, 1 if paired else int(rng.integers(1, 4))
+            for segment in range(1, pieces + 1):
+                size = int(rng.integers(5, max(6, length // pieces)))
+                stop = start + size
+                batch["tokens"][row, start:stop] = [2, *rng.integers(5, 120, size - 2), 3]
+                batch["segment_ids"][row, start:stop] = segment
+                batch["positions"][row, start:stop] = np.arange(size)
+                start = stop
+        if paired:
+            batch["token_types"] = (batch["positions"] > 3).astype(np.int32) * batch["segment_ids"]
+            batch["sentence_label"] = rng.integers(0, 2, rows).astype(np.int32)
+        return batch | {"row": 100 + np.arange(rows, dtype=np.int32)}
+
+    return make
