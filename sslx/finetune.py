@@ -17,6 +17,7 @@ from sslx.errors import UserError
 from sslx.runtime import display, is_first_process
 from sslx.session import Session, train
 from sslx.tasks import TASKS
+from sslx.train.initialise import from_scratch
 from sslx.train.run_folder import read_config, write_text
 from sslx.train.sharding import on_mesh
 
@@ -27,14 +28,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     init = written.get("init", "")
     if not init:
         raise UserError("config.init is empty; expected a run folder (runs/bert_mlm), or 'scratch' for a baseline")
-    scratch, _, like = init.partition(":") if init.startswith("scratch") else ("", "", init)
+    like = init.partition(":")[2] if from_scratch(init) else init
     tokenizer = None
     if like:
         source = read_config(Path(like))
         written["model"] = source["model"]
         tokenizer = Path(like) / "tokenizer"
-    elif scratch != "scratch":
-        raise UserError(f"config.init is {init!r}; expected a run folder, 'scratch' or 'scratch:RUN'")
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)
     if not session.trained.signal:

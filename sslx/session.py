@@ -15,7 +15,7 @@ from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.train.console import Console
-from sslx.train.initialise import load_encoder
+from sslx.train.initialise import from_scratch, load_encoder
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.run_folder import exclusive, has_checkpoint, resolve, write_config
@@ -63,7 +63,7 @@ def train(
     trainer = Trainer(config, objective, data)
     _check_best_metric(trainer)
     start = None
-    if config.init and not config.init.startswith("scratch") and not resumes:
+    if not from_scratch(config.init) and not resumes:
         params, notes = load_encoder(trainer.abstract.params, Path(config.init))
         trainer.notes.extend(notes)
         start = lambda: trainer.started_from(params)  # noqa: E731

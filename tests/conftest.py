@@ -64,7 +64,7 @@ def corpus_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(corpus_file):
     """Makes the config of a small run: ``tiny_config("bert_mlm", {"steps": 4, "model.layers": 1})``."""
 

@@ -1,9 +1,9 @@
 """Transformer encoder blocks, written once: post-LN (BERT) and pre-LN, learned positions or RoPE, GELU or GeGLU.
 
 In: the residual stream ``[batch, length, width]``, segment ids and positions. Out: the same shape, or the picked
-positions alone. The layers are one ``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm and GELU
-is BERT to the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is ModernBERT's
-block (arXiv 2412.13663).
+positions alone. The layers are one ``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm
+and GELU is BERT to the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is
+ModernBERT's block (arXiv 2412.13663).
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ def objective_class(config: Mapping[str, Any]) -> type:
     return load_class(config[part]["name"], table, f"config.{part}.name")
 
 
+def from_scratch(init: str) -> bool:
+    """Whether ``config.init`` starts from random parameters: "", ``scratch`` or ``scratch:RUN``."""
+    return not init or init == "scratch" or init.startswith("scratch:")
+
+
 def load_encoder(abstract_params: Mapping[str, Any], run: Path) -> tuple[dict[str, Any], list[str]]:
     """The encoder of a run as host arrays, in the shape of the new run's ``params["encoder"]``.
 

@@ -301,17 +301,20 @@ class _Loop:
     def _read_one(self) -> None:
         """Waits for the oldest step in flight, and logs it if it is its turn."""
         step, metrics = self._pending.popleft()
-        jax.block_until_ready(metrics)
+        metrics = jax.device_get(metrics)
+        # Of every step, logged or not: a checkpoint must not hold what a broken step has left.
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._checkpoints.wait()  # one may be half written
+            raise FloatingPointError(
+                f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}; "
+                f"the newest checkpoint is {(self._checkpoints.steps() or ['none'])[-1]}. "
+                "A lower learning rate or a longer warm-up often helps."
+            )
         self._counted += 1
         self._console.advance(step)
         if step % self._config.log.every_steps and step != self._config.steps and not self._last_before_stop(step):
             return
-        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["train/loss"]):
-            raise FloatingPointError(
-                f"the training loss is {values['train/loss']} at step {step}; the newest checkpoint is "
-                f"{(self._checkpoints.steps() or ['none'])[-1]}. A lower learning rate or a longer warm-up often helps."
-            )
+        values = {f"train/{name}": float(value) for name, value in metrics.items()}
         elapsed = max(time.monotonic() - self._clock, 1e-9)
         rate = self._counted / elapsed
         shown = {"loss": values["train/loss"]}

@@ -26,7 +26,7 @@ class MetricsWriter:
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         try:
             self._file = open(self._path, "a", encoding="utf8")  # noqa: SIM115  (open as long as the run)
-            self._board = SummaryWriter(str(run), purge_step=resumed_from + 1 if resumed_from else None)
+            self._board = SummaryWriter(str(run), purge_step=resumed_from + 1)
         except OSError as error:
             raise UserError(f"cannot write in {run}: {error.strerror or error}") from None
         self._wandb = _start_wandb(run, wandb_project, config) if wandb_project else None

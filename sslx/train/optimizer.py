@@ -116,8 +116,8 @@ def _scale_by_layer_trust_ratio(stacked: Any) -> optax.GradientTransformation:
         return update * jnp.where(usable, weight_norm / jnp.where(usable, update_norm, 1.0), 1.0)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        scaled = jax.tree.map(lambda s, u, p: (jax.vmap(scale) if s else scale)(u, p), stacked, updates, params)
-        return scaled, state
+        layerwise = jax.vmap(scale)
+        return _map_trained(lambda u, s, p: (layerwise if s else scale)(u, p), updates, stacked, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -144,6 +144,13 @@ def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:
 
 def _scale_by_layer_rate(rates: Any) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u, r: u * r, updates, rates), state
+        return _map_trained(lambda u, r: u * r, updates, rates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _map_trained(function: Any, updates: Any, *rest: Any) -> Any:
+    """Maps over the updates; where parameters are frozen Optax puts a ``MaskedNode``, which stays."""
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    skipping = lambda update, *others: update if masked(update) else function(update, *others)  # noqa: E731
+    return jax.tree.map(skipping, updates, *rest, is_leaf=masked)

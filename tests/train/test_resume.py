@@ -154,33 +154,20 @@ def unbroken(keep, finish):
 @pytest.mark.parametrize("devices", MESHES)
 def test_resume_is_bit_exact_after_kills(unbroken, interrupt, finish, tmp_path, devices):
     run = tmp_path / "run"
-    # Before the first checkpoint; between two; while one is written; at the end, one checkpoint before the last.
-    assert interrupt(run, logged(2), devices)[0] == -signal.SIGKILL
-    assert interrupt(run, logged(15), devices)[0] == -signal.SIGKILL
-    assert interrupt(run, writing(18), devices)[0] == -signal.SIGKILL
+    moments = [logged(2), logged(15), writing(18)]  # before the first checkpoint, between two, while one is written
     if devices == 1:
-        assert interrupt(run, logged(STEPS - 1), devices)[0] == -signal.SIGKILL
+        moments.append(logged(STEPS - 1))
+    for moment in moments:
+        code, output = interrupt(run, moment, devices)
+        assert code == -signal.SIGKILL, output
+        if saved_steps(run / "checkpoints"):
+            read_variables(run)  # a folder with a bare number is complete, whenever the kill came
     resumed_from = saved_steps(run / "checkpoints")[-1]
     code, output = finish(run, devices)
     assert code == 0, output
     assert f"resumed at step {resumed_from} of {STEPS}" in output
+    assert not list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
     assert_same_run(run, unbroken(devices))
-
-
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(interrupt, tmp_path):
-    run = tmp_path / "run"
-    for _ in range(4):  # a checkpoint this small may be complete before the signal arrives
-        code, output = interrupt(run, writing(6), **{"checkpoint.every_steps": 2})
-        assert code == -signal.SIGKILL, output
-        partial = list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-        if partial:
-            break
-        shutil.rmtree(run)
-    assert partial
-    steps = saved_steps(run / "checkpoints")
-    assert steps
-    assert int(partial[0].name.partition(".")[0]) not in steps
-    read_variables(run)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(unbroken, interrupt, finish, tmp_path):

@@ -1,0 +1,141 @@
+"""Text classification: its loss against NumPy, and fine-tuning from a pretrained run through the real entry."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sslx import finetune, main
+from sslx.errors import UserError
+from sslx.models.bert import BertConfig
+from sslx.pretext import PRETEXTS
+from sslx.session import run_config, train
+from sslx.tasks.text_classification import TextClassification, TextClassificationConfig
+from sslx.train.checkpoint import read_variables
+from sslx.train.initialise import from_scratch, load_encoder
+from sslx.train.loop import Trainer
+from sslx.train.sharding import unbox
+
+MODEL = BertConfig(layers=1, width=32, heads=4, mlp_width=64, max_length=32, dropout=0.0, attention_dropout=0.0)
+
+
+def objective_with(vocabulary, **task):
+    return TextClassification(TextClassificationConfig(**task), MODEL, vocabulary.size, ("a", "b", "c"), None)
+
+
+@pytest.fixture
+def batch(packed_rows):
+    rows = {name: packed_rows(8, 24)[name] for name in ("tokens", "segment_ids", "positions", "row")}
+    return rows | {"label": (np.arange(8) % 3).astype(np.int32)}
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_the_loss_is_the_cross_entropy_of_the_logits(vocabulary, batch, pool):
+    objective = objective_with(vocabulary, pool=pool, label_smoothing=0.2, dropout=0.0)
+    params = unbox(jax.jit(lambda: objective.init(jax.random.key(0), batch))())["params"]
+    params = jax.tree.map(lambda array: array * 5.0, params)
+    viewed = objective.views(batch, jax.random.key(0), 0, train=True)
+    logits = np.float64(objective.module.apply({"params": params}, viewed, deterministic=True))
+    assert logits.shape == (8, 3)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for train_, smoothing in ((True, 0.2), (False, 0.0)):  # evaluation is not smoothed
+        target = (1 - smoothing) * np.eye(3)[batch["label"]] + smoothing / 3
+        out = objective.loss(params, {}, viewed, jax.random.key(0), jnp.int32(0), train=train_)
+        assert out.terms["classification"].sum == pytest.approx(-(target * log_probabilities).sum(), rel=1e-5)
+    assert out.metrics["accuracy"].sum == (logits.argmax(-1) == batch["label"]).sum()
+
+
+def test_scores_are_those_of_all_rows_at_once(vocabulary):
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    guesses = np.array([0, 0, 1, 1, 2, 2])
+    predictions = {"label": labels, "logits": np.eye(3)[guesses], "tokens": np.zeros((6, 4), int)}
+    objective = objective_with(vocabulary)
+    found = objective.score(predictions)
+    # F1 = 2 hits / (true + guessed): 4/5, 2/4, 2/3.
+    assert found == {"accuracy": pytest.approx(4 / 6), "macro_f1": pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)}
+    report = objective.report(predictions)
+    assert report.values["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert report.values["labels"] == ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, tiny_config):
+    """A run of a few steps."""
+    run = tmp_path_factory.mktemp("runs") / "pretrained"
+    written = tiny_config(changes={"eval.batches": 1}).to_dict()
+    train(written, run, part="pretext", table=PRETEXTS, tokenizer=None, title="test")
+    return run
+
+
+def classification(tiny_config, run, **changes):
+    settings = {"checkpoint.best_metric": "eval/macro_f1", "optimizer.layer_decay": 0.9, "init": str(run), **changes}
+    return tiny_config("finetune/text_classification", settings)
+
+
+def test_fine_tuning_starts_from_the_encoder_of_the_run(pretrained, tiny_config):
+    written = json.loads(classification(tiny_config, pretrained).to_json())
+    written["model"] = json.loads((pretrained / "config.json").read_text())["model"]
+    objective, data = TextClassification.prepare(written, str(pretrained / "tokenizer"))
+    trainer = Trainer(run_config(written, "task"), objective, data)
+    params, notes = load_encoder(trainer.abstract.params, pretrained)
+    assert notes == []
+    state = jax.device_get(trainer.started_from(params))
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["encoder"], read_variables(pretrained)["params"]["encoder"]
+    )
+    assert int(state.step) == 0
+    fresh = jax.device_get(trainer.fresh())
+    np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
+    assert (state.params["encoder"]["embeddings"]["word"] != fresh.params["encoder"]["embeddings"]["word"]).any()
+
+
+def test_parameters_that_do_not_fit_are_named(pretrained):
+    encoder = read_variables(pretrained)["params"]["encoder"]
+    wanted = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), encoder)
+    wanted["embeddings"]["word"] = jax.ShapeDtypeStruct((640, 32), np.float32)
+    wanted["embeddings"]["extra"] = jax.ShapeDtypeStruct((3,), np.float32)
+    with pytest.raises(UserError) as error:
+        load_encoder({"encoder": wanted}, pretrained)
+    assert "missing there: embeddings/extra" in str(error.value)
+    assert "embeddings/word (512, 32) there, (640, 32) expected" in str(error.value)
+    del wanted["embeddings"]["extra"]
+    wanted["embeddings"].pop("word")
+    _, notes = load_encoder({"encoder": wanted}, pretrained)
+    assert notes == [f"config.init {pretrained}: unused parameters embeddings/word"]
+    with pytest.raises(UserError, match=r"no run in|no checkpoint in"):
+        load_encoder({"encoder": wanted}, pretrained.parent / "nothing")
+
+
+def test_pretraining_from_a_run_keeps_its_vocabulary(pretrained, tiny_config, tmp_path):
+    # A tokenizer trained anew would give the loaded embeddings to other tokens, and shapes would not tell.
+    half = {"data.train_split": "train[:45%]", "steps": 3}
+    session = main.main(tiny_config(changes={"eval.batches": 1, "init": str(pretrained), **half}), tmp_path / "run")
+    files = (run / "tokenizer" / "tokenizer.json" for run in (pretrained, tmp_path / "run"))
+    theirs, ours = (json.loads(file.read_text()) for file in files)
+    assert ours["model"]["vocab"] == theirs["model"]["vocab"]
+    assert session.data.vocabulary.size == len(ours["model"]["vocab"])
+
+
+def test_a_run_whose_name_begins_with_scratch_is_a_run():
+    assert [from_scratch(init) for init in ("", "scratch", "scratch:runs/a")] == [True] * 3
+    assert not from_scratch("scratch_bert")
+
+
+def test_fine_tuning_reports_on_its_best_checkpoint(pretrained, tiny_config, tmp_path):
+    run = tmp_path / "finetuned"
+    splits = {"data.test_split": "train[:10%]", "data.train_split": "train[10%:90%]"}
+    finetune.main(classification(tiny_config, pretrained, **splits, **{"steps": 12, "eval.every_steps": 4}), run)
+    report = json.loads((run / "report.json").read_text())
+    assert report["split"] == "test"
+    assert report["init"] == str(pretrained)
+    assert report["step"] in (4, 8, 12)
+    matrix = np.array(report["confusion_matrix"])
+    assert matrix.sum() > 30
+    assert report["test/accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert set(report["labels"]) <= {"argparse", "decimal", "email.message", "statistics", "tarfile"}
+    for picture in ("confusion_matrix.png", "curves.png"):
+        assert (run / picture).read_bytes().startswith(b"\x89PNG")

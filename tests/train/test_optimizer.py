@@ -1,0 +1,210 @@
+"""Optimizers and schedules against NumPy float64, on parameters of which some are stacks of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sslx.config import OptimizerConfig
+from sslx.errors import UserError
+from sslx.train.optimizer import make_optimizer, make_schedule
+from sslx.train.sharding import unbox
+
+LAYERS = 3
+SHAPES = {  # name: (shape, axis names)
+    "encoder/embeddings/word": ((5, 4), ("vocab", "embed")),
+    "encoder/embeddings/norm/scale": ((4,), ("norm",)),
+    "encoder/transformer/layers/mlp/up/kernel": ((LAYERS, 4, 6), ("layers", "embed", "mlp")),
+    "encoder/transformer/layers/mlp/up/bias": ((LAYERS, 6), ("layers", "mlp")),
+    "encoder/transformer/layers/mlp_norm/scale": ((LAYERS, 4), ("layers", "norm")),
+    "head/kernel": ((4, 2), ("embed", "types")),
+    "head/bias": ((2,), ("types",)),
+}
+UNDECAYED = {name for name in SHAPES if name.endswith(("bias", "norm/scale"))}
+BOXED = {
+    name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+    for name, (shape, names) in SHAPES.items()
+}
+CONFIG = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.02, clip_norm=None)
+
+
+def nested(flat):
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(flat, sep="/")
+
+
+def flat(tree):
+    from flax.traverse_util import flatten_dict
+
+    return {name: np.asarray(array) for name, array in flatten_dict(tree, sep="/").items()}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Parameters, and gradients of five steps, of very different sizes from layer to layer."""
+    rng = np.random.default_rng(0)
+    sizes = {"layers": 10.0 ** np.arange(LAYERS)}
+
+    def draw(shape, names):
+        scale = sizes.get(names[0], np.ones(1)).reshape(-1, *(1,) * (len(shape) - 1))
+        return (rng.normal(size=shape) * scale).astype(np.float32)
+
+    return [{name: draw(*SHAPES[name]) for name in SHAPES} for _ in range(6)]
+
+
+def optimized(config, data, steps=5):
+    """Parameters after each step."""
+    schedule = make_schedule(config, 100)
+    optimizer = make_optimizer(config, schedule, nested(BOXED))
+    params = nested(jax.tree.map(jnp.asarray, data[0]))
+    state, after = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
+    for gradients in data[1 : steps + 1]:
+        updates, state = update(nested(gradients), state, params)
+        params = optax.apply_updates(params, updates)
+        after.append(flat(params))
+    return after
+
+
+def layers_of(name, array):
+    """Views of what is one tensor to the optimizer: each layer of a stack by itself."""
+    return list(array) if SHAPES[name][1][0] == "layers" else [array]
+
+
+def reference(config, data, steps=5, rate=lambda name, layer: 1.0):
+    """AdamW (arXiv 1711.05101) and LAMB (arXiv 1904.00962, algorithm 2), tensor by tensor."""
+    params = {name: array.astype(np.float64) for name, array in data[0].items()}
+    first = {name: np.zeros_like(array) for name, array in params.items()}
+    second = {name: np.zeros_like(array) for name, array in params.items()}
+    after = []
+    for t, gradients in enumerate(data[1 : steps + 1], 1):
+        norm = math.sqrt(sum(float((np.float64(g) ** 2).sum()) for g in gradients.values()))
+        clip = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        for name in params:
+            g = clip * np.float64(gradients[name])
+            first[name] = config.beta1 * first[name] + (1 - config.beta1) * g
+            second[name] = config.beta2 * second[name] + (1 - config.beta2) * g**2
+            update = first[name] / (1 - config.beta1**t)
+            update = update / (np.sqrt(second[name] / (1 - config.beta2**t)) + config.eps)
+            if name not in UNDECAYED:
+                update = update + config.weight_decay * params[name]
+            for layer, (w, u) in enumerate(zip(layers_of(name, params[name]), layers_of(name, update), strict=True)):
+                trust = np.linalg.norm(w) / np.linalg.norm(u) if config.name == "lamb" else 1.0
+                w -= config.learning_rate * rate(name, layer) * trust * u
+        after.append({name: array.copy() for name, array in params.items()})
+    return after
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        for name in b:
+            np.testing.assert_allclose(a[name], b[name], rtol=3e-5, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_updates_are_the_papers_layer_by_layer(data, name, clip_norm):
+    config = dataclasses.replace(CONFIG, name=name, clip_norm=clip_norm)
+    assert_close(optimized(config, data), reference(config, data))
+
+
+def test_biases_and_norms_of_stacked_layers_do_not_decay(data):
+    still = [data[0], {name: np.zeros(shape, np.float32) for name, (shape, _) in SHAPES.items()}]
+    (after,) = optimized(CONFIG, still, 1)
+    moved = {name for name in SHAPES if (after[name] != data[0][name]).any()}
+    assert moved == set(SHAPES) - UNDECAYED
+
+
+def test_layer_decay_multiplies_the_rate_by_depth(data):
+    def rate(name, layer):
+        if "embeddings" in name:
+            return 0.5 ** (LAYERS + 1)
+        return 0.5 ** (LAYERS - layer) if "/layers/" in name else 1.0
+
+    config = dataclasses.replace(CONFIG, layer_decay=0.5)
+    assert_close(optimized(config, data), reference(config, data, rate=rate))
+
+
+@pytest.mark.parametrize("changes", [{}, {"name": "lamb"}, {"layer_decay": 0.5}, {"clip_norm": 1.0}], ids=str)
+def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
+    config = dataclasses.replace(CONFIG, freeze=("embeddings/", r"mlp/up/"), **changes)
+    after = optimized(config, data)[-1]
+    for name in SHAPES:
+        frozen = "embeddings" in name or "mlp/up" in name
+        assert frozen == (after[name].tobytes() == data[0][name].tobytes()), name
+    trained = [{n: a for n, a in step.items() if not ("embeddings" in n or "mlp/up" in n)} for step in data]
+    rate = lambda name, layer: 0.5 ** (LAYERS - layer) if "/layers/" in name else 1.0  # noqa: E731
+    expected = reference(config, trained, rate=rate) if "layer_decay" in changes else reference(config, trained)
+    assert_close([after], [expected[-1]])
+
+
+def formula(schedule, step, total, warmup, peak, final, share):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    t = min((step - warmup) / (total - warmup), 1.0)
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak + (final - 1) * peak * t
+    if schedule == "cosine":
+        return peak * (final + (1 - final) * (1 + math.cos(math.pi * t)) / 2)
+    fall = round(share * total)
+    return peak * (1 - (1 - final) * min(max(step - (total - fall), 0) / fall, 1))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "trapezoid"])
+def test_schedules(schedule, warmup):
+    config = OptimizerConfig(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, final_scale=0.1)
+    found = make_schedule(config, 50)
+    for step in range(60):
+        expected = formula(schedule, step, 50, warmup, 0.3, 0.1, 0.2)
+        assert float(found(step)) == pytest.approx(expected, rel=1e-5), step
+
+
+def test_the_schedule_keeps_its_written_length():
+    config = OptimizerConfig(schedule_steps=50, warmup_steps=5)
+    for step in (0, 20, 49):
+        assert float(make_schedule(config, 1000)(step)) == float(make_schedule(config, 50)(step))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "adamv"}, "unknown config.optimizer.name 'adamv'; did you mean 'adamw'"),
+        ({"freeze": ("embedings/",)}, "freeze pattern 'embedings/' matches no parameter"),
+        ({"freeze": ("(",)}, r"config.optimizer.freeze '\(' is no regular expression"),
+        ({"no_decay": ("[",)}, r"config.optimizer.no_decay '\[' is no regular expression"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(UserError, match=message):
+        make_optimizer(config, make_schedule(config, 10), nested(BOXED))
+
+
+def test_a_warm_up_as_long_as_the_schedule_is_refused():
+    with pytest.raises(UserError, match=r"warmup_steps 10 is not below the schedule's 10 steps; expected 0 to 9"):
+        make_schedule(OptimizerConfig(warmup_steps=10), 10)
+
+
+def test_layer_decay_needs_a_stack():
+    alone = {"head": {"kernel": BOXED["head/kernel"]}}
+    config = dataclasses.replace(CONFIG, layer_decay=0.5)
+    with pytest.raises(UserError, match=r"layer_decay 0\.5 needs one stack of layers; the model has 0"):
+        make_optimizer(config, make_schedule(config, 10), alone)
+
+
+def test_moments_are_float32_and_lie_with_their_parameters():
+    shapes = jax.eval_shape(make_optimizer(CONFIG, make_schedule(CONFIG, 10), nested(BOXED)).init, nested(unbox(BOXED)))
+    arrays = [leaf for leaf in jax.tree.leaves(shapes) if leaf.ndim]
+    assert {leaf.dtype for leaf in arrays} == {jnp.dtype("float32")}
+    assert sum(leaf.size for leaf in arrays) == 2 * sum(math.prod(shape) for shape, _ in SHAPES.values())
