@@ -89,7 +89,7 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 256  # rows in one update, over all devices
     micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
-    init: str = ""  # run folder or checkpoint folder to start the encoder from
+    init: str = ""  # run folder whose newest checkpoint the encoder starts from
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -101,6 +101,9 @@ class RunConfig:
             value = functools.reduce(getattr, name.split("."), self)
             if value is not None and value < least:
                 raise UserError(f"config.{name} is {value}; expected at least {least}")
+        for name in ("beta1", "beta2"):
+            if not getattr(self.optimizer, name) < 1:
+                raise UserError(f"config.optimizer.{name} is {getattr(self.optimizer, name)}; expected less than 1")
         if not self.optimizer.learning_rate > 0:
             raise UserError(f"config.optimizer.learning_rate is {self.optimizer.learning_rate}; expected more than 0")
         if self.batch_size % self.micro_batches:
@@ -118,6 +121,14 @@ class RunConfig:
 # The least value that makes sense; None is allowed where a key's type says so.
 LEAST = {
     "seed": 0,
+    "optimizer.beta1": 0,
+    "optimizer.beta2": 0,
+    "optimizer.eps": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.layer_decay": 0,
+    "optimizer.final_scale": 0,
+    "checkpoint.every_minutes": 0,
+    "eval.min_delta": 0,
     "steps": 1,
     "batch_size": 1,
     "micro_batches": 1,

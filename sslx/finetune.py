@@ -28,11 +28,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     init = written.get("init", "")
     if not init:
         raise UserError("config.init is empty; expected a run folder (runs/bert_mlm), or 'scratch' for a baseline")
+    if init.startswith("scratch") and not from_scratch(init) and not Path(init).is_dir():
+        raise UserError(f"config.init is {init!r}; expected a run folder, 'scratch' or 'scratch:RUN'")
     like = init.partition(":")[2] if from_scratch(init) else init
     tokenizer = None
     if like:
         source = read_config(Path(like))
-        written["model"] = source["model"]
+        # What the parameters mean comes from the run; how they are computed with may be said anew.
+        written["model"] = source["model"] | {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
         tokenizer = Path(like) / "tokenizer"
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)

@@ -34,7 +34,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
 def _conclude(session: Session, workdir: Path) -> None:
     say, trained, run = session.console.say, session.trained, display(workdir)
     if not trained.metrics:
-        say(f"the run in {run} is at step {int(trained.state.step)} already; raise --config.steps to go on")
+        step, steps = int(trained.state.step), session.written["steps"]
+        more = "--config.steps" if step >= steps else "--config.eval.patience"
+        say(f"the run in {run} ended at step {step}; raise {more} to go on")
     else:
         loss, chance = trained.metrics["eval/loss"], session.objective.chance(session.data.statistics)
         below = f", {chance - loss:.3f} nats below chance ({chance:.3f})" if chance is not None else ""

@@ -71,7 +71,8 @@ def train(
     with exclusive(workdir):
         if is_first_process():
             write_config(workdir, written)
-            data.save(workdir)
+            if not (workdir / "tokenizer").is_dir():
+                data.save(workdir)
         console.header(title, _header(config, written, workdir, trainer, data.statistics))
         for note in trainer.notes:
             console.say(f"note: {note}")
@@ -118,7 +119,8 @@ def _header(
         "mesh": mesh,
         "parameters": f"{trainer.parameters / 1e6:.2f} M",
         "data": f"{written['data']['source']}: {statistics['train_rows']:,} rows, {statistics['train_tokens']:,} tokens"
-        f" to train on, {statistics['eval_rows']:,} rows held out",
+        f" to train on ({statistics['train_split']}), {statistics['eval_rows']:,} rows held out"
+        f" ({statistics['eval_split']})",
         "run": f"{config.steps:,} steps of {config.batch_size} rows, {_epochs(config, statistics):.1f} epochs",
     }
     chance = trainer.objective.chance(statistics)

@@ -51,6 +51,8 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
                 for stale in root.glob(f"{name}.tmp-*"):
                     shutil.rmtree(stale, ignore_errors=True)
                 temporary = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=root))
+                # Said on stdout like the header that follows: a first start spends a minute here.
+                print(f"preparing {name} (once, kept in {root})", flush=True)
                 try:
                     build(temporary)
                     temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache

@@ -276,7 +276,6 @@ def _build(folder: Path) -> None:
       OSError: writing failed.
       UserError: there is nothing to write.
     """
-    absl.logging.info("building the dataset %s: about 30 s, once", NAME)
     names, records = documents()
     if not names:
         raise UserError(f"no package with {MIN_TEXTS_PER_LABEL} docstrings is installed: {NAME} would be empty")
@@ -315,9 +314,9 @@ def _write(folder: Path, names: list[str], records: dict[str, list[tuple[str, st
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """TFDS tells every file it opens at INFO; one level up while we call it."""
+    """TFDS tells every file it opens at INFO; at most warnings while we call it."""
     verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.set_verbosity(min(verbosity, absl.logging.WARNING))
     try:
         yield
     finally:

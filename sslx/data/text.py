@@ -9,12 +9,13 @@ on. Splits that were written out are taken as they are.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from absl import logging
 
 from sslx.data.cache import cache_folder, hash_of
 from sslx.data.packing import documents_plan, packed_plan
@@ -66,7 +67,11 @@ class PreparedText:
 
     def save(self, folder: Path) -> None:
         """Writes ``folder/tokenizer/``, which later readers of a run need."""
-        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            self.tokenizer.save_pretrained(temporary)
+            os.chmod(temporary, 0o755)
+            os.rename(temporary, Path(folder) / "tokenizer")
+            Path(temporary).mkdir()  # for the context manager to remove
 
 
 def prepare_text(
@@ -141,7 +146,6 @@ def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
         splits = {"train": "train[:98%]", "eval": "train[98%:]"}
         if documents < 50:
             splits = {"train": "train[:-1]", "eval": "train[-1:]"}
-        logging.info("%s has no validation split: training on %s, evaluating on %s", config.source, *splits.values())
     return splits | ({"test": config.test_split} if config.test_split else {})
 
 

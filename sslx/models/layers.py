@@ -33,12 +33,12 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... features"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,)
             )
-            y = y + bias.astype(self.dtype)
+            y = add_bias(y, bias.astype(self.dtype))
         return y
 
 
@@ -169,11 +169,10 @@ def _mix(x: Array) -> Array:
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The function named ``gelu`` (exact, with erf), ``gelu_tanh``, ``relu``, ``silu`` or ``tanh``."""
+    """The function named ``gelu`` (exact, with erf), ``gelu_tanh``, ``relu`` or ``silu``."""
     return {
         "gelu": gelu,
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,
-        "tanh": jnp.tanh,
     }[name]

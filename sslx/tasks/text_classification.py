@@ -140,7 +140,7 @@ class TextClassification(Objective):
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         labels, guesses = predictions["label"], np.argmax(predictions["logits"], axis=-1)
-        present = np.unique(labels)
+        present = np.unique(np.concatenate([labels, guesses]))
         return {
             "accuracy": float(accuracy_score(labels, guesses)),
             "macro_f1": float(f1_score(labels, guesses, labels=present, average="macro", zero_division=0)),

@@ -79,7 +79,9 @@ class Checkpoints:
     ) -> tuple[TrainState, dict] | None:
         """Reads the newest checkpoint, or ``step``'s, sharded like ``abstract``.
 
-        A damaged checkpoint is renamed to ``<step>.damaged`` and the one before it is used instead.
+        A damaged checkpoint is passed over for the one before it and, once that one has been read, renamed to
+        ``<step>.damaged``, since the run will come to that step again. Where none can be read nothing is renamed: then
+        the cause is more likely the disk, the memory or another version than damage.
 
         Args:
           abstract: ``ShapeDtypeStruct`` with shardings, in the shape of the state.
@@ -93,25 +95,29 @@ class Checkpoints:
           UserError: there are checkpoints and none can be read.
         """
         candidates = [step] if step is not None else self.steps()[::-1]
-        damaged = []
+        damaged: dict[int, str] = {}
         for candidate in candidates:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+            manager = self._open()
             try:
-                restored = self._open().restore(candidate, args=args)
+                restored = manager.restore(candidate, args=args)
                 state, progress = restored["state"], restored["progress"]
                 if np.asarray(_digest(state)).tolist() != progress.pop("digest"):
                     raise ValueError("its arrays are not those that were saved")
-                return state, progress
             except Exception as error:
                 # Orbax, TensorStore and JSON each raise their own kinds on damaged files.
-                damaged.append(f"{candidate} ({_first_line(error)})")
-                say(f"checkpoint {candidate} cannot be read ({_first_line(error)}); trying the one before it")
+                damaged[candidate] = _first_line(error)
+                say(f"checkpoint {candidate} cannot be read ({damaged[candidate]}); trying the one before it")
                 self.close()
-                _move_aside(self._folder / str(candidate))
+                continue
+            if damaged:
+                self.close()
+                for broken in damaged:
+                    _move_aside(self._folder / str(broken))
+            return state, progress
         if damaged:
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read: {'; '.join(damaged)}; they were kept as *.damaged"
-            )
+            listing = "; ".join(f"{broken} ({reason})" for broken, reason in damaged.items())
+            raise UserError(f"no checkpoint in {self._folder} can be read: {listing}")
         return None
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ class Console:
         self._console = RichConsole(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: Any = None
-        self._started = time.monotonic()
 
     def say(self, line: str) -> None:
         """One line."""

@@ -46,7 +46,6 @@ class Trained:
 
     state: TrainState
     evaluator: Evaluator
-    mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
     metrics: dict[str, float]  # the last evaluation
     signal: str  # the signal that ended it, or ""
@@ -165,15 +164,23 @@ class Trainer:
             checkpoints = Checkpoints(workdir, self.config.checkpoint)
             # Where a run starts: its own newest checkpoint; else what it was given (config.init); else fresh.
             restored = checkpoints.restore(self.abstract, say=console.say)
-            state, progress = restored or ((start or self.fresh)(), {})
+            state, saved = restored or ((start or self.fresh)(), {})
             step = int(state.step)
+            progress = Progress.resumed(saved, self.config, self.data.statistics.get("fingerprint", ""))
             if restored:
                 console.say(f"resumed at step {step} of {self.config.steps}")
+            if step >= self.config.steps or progress.exhausted(self.config.eval.patience):
+                return Trained(state, self.evaluator, checkpoints, {}, "", 0)
+            if restored and float(self.schedule(step)) == 0.0:
+                console.say(
+                    f"note: the learning rate is 0 from step {self.config.optimizer.schedule_steps} on, where the "
+                    f"schedule ends; --config.optimizer.schedule_steps={self.config.steps} stretches it"
+                )
             seconds = self.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)
-            loop = _Loop(self, checkpoints, writer, console, Progress(**progress), request)
+            loop = _Loop(self, checkpoints, writer, console, progress, request)
             try:
                 state = loop.run(state, step)
             finally:
@@ -182,19 +189,42 @@ class Trainer:
             checkpoints.wait()
             if jax.process_index() == 0:
                 draw_curves(workdir, self.objective.chance(self.data.statistics))
-        return Trained(
-            state, self.evaluator, self.mesh, checkpoints, loop.evaluated, request.name, self.train_step._cache_size()
-        )
+        return Trained(state, self.evaluator, checkpoints, loop.evaluated, request.name, self.train_step._cache_size())
 
 
 @dataclasses.dataclass
 class Progress:
     """What resuming needs beside the arrays; saved with every checkpoint as JSON."""
 
+    metric: str = ""  # what ``best`` is a value of, and which way is better: "eval/loss min"
     best: float | None = None
     best_step: int | None = None
     failures: int = 0  # evaluations since the best
-    stopped: str = ""  # why the run ended before its steps, or ""
+    data: str = ""  # fingerprint of the prepared data
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether the run has failed to improve for too long; asked anew on resuming, since patience may be raised."""
+        return patience is not None and self.failures >= patience
+
+    @classmethod
+    def resumed(cls, saved: dict[str, Any], config: RunConfig, fingerprint: str) -> Progress:
+        """What was saved, as this config goes on with it: another metric to select by starts a new search.
+
+        Raises:
+          UserError: the data is not that of the run.
+        """
+        progress = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
+        metric = f"{config.checkpoint.best_metric} {config.checkpoint.best_mode}"
+        if saved and progress.metric != metric:
+            progress = cls(data=progress.data)
+        progress.metric = metric
+        if progress.data and progress.data != fingerprint:
+            raise UserError(
+                "the training data has changed since this run was started (files, splits or package versions), so its "
+                "rows would not be the same; restore the data or give another --workdir"
+            )
+        progress.data = fingerprint
+        return progress
 
 
 class _Loop:
@@ -222,8 +252,6 @@ class _Loop:
 
     def run(self, state: TrainState, start: int) -> TrainState:
         config, saved_at, saved_step = self._config, time.monotonic(), start
-        if self._progress.stopped or start >= config.steps:
-            return state
         self._console.start(start, config.steps)
         self._restart_clock()
         batches = self._trainer.batches.stream(start, config.steps)
@@ -237,7 +265,7 @@ class _Loop:
                 evaluated = None
                 if step % config.eval.every_steps == 0 or step == config.steps:
                     evaluated = self._evaluate(state, step)
-                    last = last or bool(self._progress.stopped)
+                    last = last or self._progress.exhausted(config.eval.patience)
                 improved = evaluated is not None and self._progress.best_step == step
                 due = step % config.checkpoint.every_steps == 0
                 due = due or time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
@@ -273,12 +301,11 @@ class _Loop:
     def _judge(self, metrics: dict[str, float], step: int) -> None:
         """Keeps the best and decides about stopping early."""
         checkpoint, progress = self._config.checkpoint, self._progress
-        if checkpoint.best_metric not in metrics:
-            valid = ", ".join(sorted(metrics))
-            raise UserError(
-                f"config.checkpoint.best_metric {checkpoint.best_metric!r} is not evaluated; valid: {valid}"
-            )
         value, delta = metrics[checkpoint.best_metric], self._config.eval.min_delta
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{checkpoint.best_metric} is {value} at step {step}, while the training loss is finite"
+            )
         better = progress.best is None or (
             value < progress.best - delta if checkpoint.best_mode == "min" else value > progress.best + delta
         )
@@ -286,13 +313,11 @@ class _Loop:
             progress.best, progress.best_step, progress.failures = value, step, 0
             return
         progress.failures += 1
-        patience = self._config.eval.patience
-        if patience is not None and progress.failures >= patience:
-            progress.stopped = (
-                f"{checkpoint.best_metric} has not improved on {progress.best:.4f} (step {progress.best_step}) "
-                f"for {progress.failures} evaluations"
+        if progress.exhausted(self._config.eval.patience):
+            self._console.say(
+                f"stopping early at step {step}: {checkpoint.best_metric} has not improved on {progress.best:.4f} "
+                f"(step {progress.best_step}) for {progress.failures} evaluations"
             )
-            self._console.say(f"stopping early at step {step}: {progress.stopped}")
 
     def _drain(self) -> None:
         while self._pending:
@@ -329,7 +354,8 @@ class _Loop:
         self._restart_clock()
 
     def _last_before_stop(self, step: int) -> bool:
-        return bool(self._request.name or self._progress.stopped) and not self._pending
+        stopping = self._request.name or self._progress.exhausted(self._config.eval.patience)
+        return bool(stopping) and not self._pending
 
     def _restart_clock(self) -> None:
         self._clock, self._counted = time.monotonic(), 0

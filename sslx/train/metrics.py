@@ -141,6 +141,9 @@ def require_wandb(project: str) -> None:
 def _start_wandb(run: Path, project: str, config: dict[str, Any] | None) -> Any:
     import wandb
 
-    # The id is the folder's, so that a resumed run goes on in the same chart.
-    name = Path(run).absolute().name
-    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(run), config=config)
+    # The id stays in the folder, so that a resumed run goes on in the same chart and no other run does.
+    path = Path(run) / "wandb_id"
+    if not path.is_file():
+        write_text(path, wandb.util.generate_id())
+    name, key = Path(run).absolute().name, path.read_text(encoding="utf8")
+    return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(run), config=config)

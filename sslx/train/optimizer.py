@@ -6,6 +6,7 @@ of a stack by itself, so that scanning changes nothing about the training.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -72,7 +73,7 @@ def make_optimizer(
     chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
     chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
     if config.name == "lamb":
-        chain.append(_scale_by_layer_trust_ratio(stacked))
+        chain.append(_scale_by_layer_trust_ratio(jax.tree.map(_Adapted, stacked, decayed)))
     if config.layer_decay != 1.0:
         chain.append(_scale_by_layer_rate(_layer_rates(config.layer_decay, stacked, boxed_params)))
     chain.append(optax.scale_by_learning_rate(schedule))
@@ -107,7 +108,15 @@ def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: boo
     return hits
 
 
-def _scale_by_layer_trust_ratio(stacked: Any) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class _Adapted:
+    """How LAMB treats an array: each layer of a stack by itself; not at all if it is not decayed (its authors' way)."""
+
+    stacked: bool
+    adapted: bool
+
+
+def _scale_by_layer_trust_ratio(kinds: Any) -> optax.GradientTransformation:
     """LAMB's ``|w| / |u|`` (You et al. 2019, arXiv 1904.00962), one ratio for each layer of a stack."""
 
     def scale(update: jax.Array, param: jax.Array) -> jax.Array:
@@ -116,8 +125,12 @@ def _scale_by_layer_trust_ratio(stacked: Any) -> optax.GradientTransformation:
         return update * jnp.where(usable, weight_norm / jnp.where(usable, update_norm, 1.0), 1.0)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        layerwise = jax.vmap(scale)
-        return _map_trained(lambda u, s, p: (layerwise if s else scale)(u, p), updates, stacked, params), state
+        def one(update: jax.Array, kind: _Adapted, param: jax.Array) -> jax.Array:
+            if not kind.adapted:
+                return update
+            return (jax.vmap(scale) if kind.stacked else scale)(update, param)
+
+        return _map_trained(one, updates, kinds, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from sslx.errors import UserError
 from sslx.pretext import PRETEXTS
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import Session, run_config, train
@@ -77,3 +78,29 @@ def test_a_broken_step_ends_the_run_and_is_never_saved(run, tmp_path):
     for step in saved_steps(tmp_path / "run" / "checkpoints"):
         params = read_variables(tmp_path / "run", step)["params"]
         assert all(np.isfinite(array).all() for array in jax.tree.leaves(params))
+
+
+def test_more_patience_lets_a_stopped_run_go_on(run):
+    stopping = {"steps": 12, "eval.every_steps": 2, "eval.min_delta": 10.0}
+    assert int(run(**stopping, **{"eval.patience": 1}).trained.state.step) == 4
+    assert int(run(**stopping, **{"eval.patience": 3}).trained.state.step) == 8
+
+
+def test_another_metric_to_select_by_starts_a_new_search(run):
+    first = run(steps=4, **{"eval.every_steps": 2}).trained
+    second = run(
+        steps=6, **{"eval.every_steps": 2, "checkpoint.best_metric": "eval/accuracy", "checkpoint.best_mode": "max"}
+    )
+    assert first.checkpoints.best_step() in (2, 4)
+    assert second.trained.checkpoints.best_step() is not None
+
+
+def test_changed_data_is_refused_on_resuming(run, corpus_file, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(corpus_file.read_bytes())
+    source = {"data.source": f"text:{corpus}"}
+    run(**source)
+    with corpus.open("a") as file:
+        file.write(json.dumps({"text": "one more document, that moves all the others"}) + "\n")
+    with pytest.raises(UserError, match="the training data has changed"):
+        run(**source, steps=100)

@@ -97,7 +97,8 @@ def reference(config, data, steps=5, rate=lambda name, layer: 1.0):
             if name not in UNDECAYED:
                 update = update + config.weight_decay * params[name]
             for layer, (w, u) in enumerate(zip(layers_of(name, params[name]), layers_of(name, update), strict=True)):
-                trust = np.linalg.norm(w) / np.linalg.norm(u) if config.name == "lamb" else 1.0
+                adapted = config.name == "lamb" and name not in UNDECAYED  # as in the authors' implementation
+                trust = np.linalg.norm(w) / np.linalg.norm(u) if adapted else 1.0
                 w -= config.learning_rate * rate(name, layer) * trust * u
         after.append({name: array.copy() for name, array in params.items()})
     return after
