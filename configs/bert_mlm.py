@@ -3,7 +3,7 @@
 Command:   python -m sslx.main --config=configs/bert_mlm.py
 Argument:  [SIZE][,data=SOURCE], for example configs/bert_mlm.py:base,data=text:corpus/*.jsonl
 Default:   a small real job on python_docs: 2 layers x 192 of the modern kind (pre-LN, RoPE, GeGLU, no biases), rows of
-           64 tokens, 4 M tokens.
+           64 tokens, 3 M tokens.
 Sizes:     tiny mini small base large are the published ones of the original BERT (post-LN, learned positions, GELU,
            dropout 0.1), with its phase-one recipe: rows of 128 tokens, batch 256, AdamW at 1e-4, 10,000 steps of
            warm-up, linear decay, weight decay 0.01; for all of its 1 M steps (the original takes rows of 512 for the
@@ -36,7 +36,7 @@ def small_job(source: str) -> ml_collections.ConfigDict:
         model=BertConfig(layers=2, width=192, heads=3, mlp_width=384, dropout=0.0, attention_dropout=0.0, **MODERN),
         pretext=MaskedLanguageModelConfig(),
     )
-    config.steps = 2000
+    config.steps = 1500
     config.batch_size = 32
     config.optimizer.learning_rate = 3e-3
     config.optimizer.beta2 = 0.98

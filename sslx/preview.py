@@ -18,6 +18,7 @@ from sslx.pretext import PRETEXTS
 from sslx.runtime import configure
 from sslx.session import run_config
 from sslx.train.console import Console
+from sslx.train.step import train_keys
 
 ROWS = 4
 
@@ -33,7 +34,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     ids = RowOrder(len(data.train), seed=run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
     batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
     step = jnp.zeros((), jnp.int32)
-    key, _, _ = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), step), 3)
+    key = train_keys(run.seed, step)[0]
     viewed = jax.device_get(jax.jit(lambda b: objective.views(b, key, step, train=True))(batch))
     console = Console()
     for name, value in data.statistics.items():

@@ -52,7 +52,7 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
                     shutil.rmtree(stale, ignore_errors=True)
                 temporary = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=root))
                 # Said on stdout like the header that follows: a first start spends a minute here.
-                print(f"preparing {name} (once, kept in {root})", flush=True)
+                print(f"preparing {folder} (once)", flush=True)
                 try:
                     build(temporary)
                     temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache

@@ -9,7 +9,7 @@ import numpy as np
 
 from sslx.data.batches import EvalBatches, RandomAccessRows
 from sslx.objective import Batch, Objective
-from sslx.train.step import finish_means, make_eval_step
+from sslx.train.step import eval_keys, finish_means, make_eval_step
 
 
 class Evaluator:
@@ -21,8 +21,7 @@ class Evaluator:
         everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
         def predict(params: Any, state: Any, batch: Batch) -> dict[str, jax.Array]:
-            key, _ = jax.random.split(jax.random.key(seed))
-            batch = objective.views(batch, key, jax.numpy.zeros((), jax.numpy.int32), train=False)
+            batch = objective.views(batch, eval_keys(seed)[0], jax.numpy.zeros((), jax.numpy.int32), train=False)
             return objective.predict(params, state, batch)
 
         # Replicated, so that every host can read all rows.

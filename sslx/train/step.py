@@ -30,6 +30,16 @@ class TrainState:
     opt_state: Any
 
 
+def train_keys(seed: int, step: jax.Array) -> jax.Array:
+    """Keys of a training step for the views, the loss (dropout) and ``after_update``."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+
+
+def eval_keys(seed: int) -> jax.Array:
+    """Keys of every evaluation step, whatever the training step, for the views and the loss."""
+    return jax.random.split(jax.random.key(seed))
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -54,7 +64,7 @@ def make_train_step(
 
     def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         step = train_state.step
-        view_key, loss_key, update_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+        view_key, loss_key, update_key = train_keys(seed, step)
         batch = objective.views(batch, view_key, step, train=True)
         totals = {name: jnp.maximum(jnp.sum(weight), 1e-6) for name, weight in batch["weights"].items()}
 
@@ -90,7 +100,7 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
 
     def eval_step(params: Any, state: Any, batch: Batch) -> dict[str, Mean]:
         step = jnp.zeros((), jnp.int32)
-        view_key, loss_key = jax.random.split(jax.random.key(seed))
+        view_key, loss_key = eval_keys(seed)
         batch = objective.views(batch, view_key, step, train=False)
         weights = {
             name: weight * batch["valid"].reshape(-1, *(1,) * (weight.ndim - 1))
