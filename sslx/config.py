@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -221,6 +222,9 @@ def load_class(name: str, table: Mapping[str, str], what: str, base: type = obje
     found = getattr(module, class_name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{what} {name!r} is no {base.__module__}.{base.__name__}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"{what} {name!r} lacks methods of {base.__module__}.{base.__name__}: {missing}")
     return found
 
 

@@ -39,8 +39,10 @@ def _conclude(session: Session, workdir: Path) -> None:
         say(f"the run in {run} ended at step {step}; raise {more} to go on")
     else:
         loss, chance = trained.metrics["eval/loss"], session.objective.chance(session.data.statistics)
-        below = f", {chance - loss:.3f} nats below chance ({chance:.3f})" if chance is not None else ""
-        say(f"done: held-out loss {loss:.4f}{below}; curves in {run}/curves.png")
+        beside = ""
+        if chance is not None:
+            beside = f", {abs(chance - loss):.3f} nats {'below' if loss < chance else 'above'} chance ({chance:.3f})"
+        say(f"done: held-out loss {loss:.4f}{beside}; curves in {run}/curves.png")
     say("next:")
     say(f"  tensorboard --logdir={run}")
     say(f"  python -m sslx.finetune --config=configs/finetune/text_classification.py --config.init={run}")

@@ -171,7 +171,7 @@ class Trainer:
                 console.say(f"resumed at step {step} of {self.config.steps}")
             if step >= self.config.steps or progress.exhausted(self.config.eval.patience):
                 return Trained(state, self.evaluator, checkpoints, {}, "", 0)
-            if restored and float(self.schedule(step)) == 0.0:
+            if restored and float(self.schedule(self.config.steps - 1)) <= 0.0:
                 console.say(
                     f"note: the learning rate is 0 from step {self.config.optimizer.schedule_steps} on, where the "
                     f"schedule ends; --config.optimizer.schedule_steps={self.config.steps} stretches it"
