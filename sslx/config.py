@@ -23,11 +23,29 @@ from sslx.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices per mesh axis; one axis may be -1 and takes what the others leave."""
+    """Devices per mesh axis; one axis may be -1 and takes what the others leave.
+
+    Where devices are in groups (TPU slices, GPU nodes), the slow network between the groups is crossed by the first
+    axes, in this order.
+    """
 
     data: int = -1  # batch split, parameters replicated
     fsdp: int = 1  # batch split, parameters split too (ZeRO-3)
+    sequence: int = 1  # positions of a row split; keys and values are gathered
     tensor: int = 1  # heads, MLP width and vocabulary split (Megatron)
+    tolerance: float = 0.05  # share of the parameters that may stay whole because a dimension does not divide
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """How several processes find each other; one process by itself needs none of it."""
+
+    cluster: str = "auto"  # auto | none | tpu | slurm | mpi: whose environment tells
+    coordinator: str = ""  # HOST:PORT of host 0, in place of a cluster; with count and index
+    count: int = 1
+    index: int = 0
+    join_seconds: float = 300.0  # for all hosts to come
+    timeout_seconds: float = 600.0  # for a host to be heard from, and for a step to be made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +110,7 @@ class RunConfig:
     micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
     init: str = ""  # run folder whose newest checkpoint the encoder starts from
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
@@ -143,12 +162,18 @@ LEAST = {
     "eval.patience": 1,
     "eval.examples": 0,
     "log.every_steps": 1,
+    "mesh.tolerance": 0,
+    "hosts.count": 1,
+    "hosts.index": 0,
+    "hosts.join_seconds": 1,
+    "hosts.timeout_seconds": 1,
 }
 
 # Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.
 RESUMABLE = (
     "steps",
     "mesh",
+    "hosts",
     "checkpoint",
     "eval",
     "log",

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
 from sslx.errors import UserError, nearest
+from sslx.train.hosts import HostLost
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -65,7 +66,7 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None], *, needs_workdi
         app.run(start, flags_parser=_parse)
     except UserError as error:
         _end(error, 2)
-    except FloatingPointError as error:  # the loop's word for a run that has diverged
+    except (FloatingPointError, HostLost) as error:  # the loop's words for a run that has diverged or lost a host
         _end(error, 1)
     except KeyboardInterrupt:
         sys.exit(1)

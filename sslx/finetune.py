@@ -15,8 +15,9 @@ import ml_collections
 from sslx import entry
 from sslx.errors import UserError
 from sslx.runtime import display, is_first_process
-from sslx.session import Session, train
+from sslx.session import Session, hosts_config, train
 from sslx.tasks import TASKS
+from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch
 from sslx.train.run_folder import read_config, write_text
 from sslx.train.sharding import on_mesh
@@ -38,9 +39,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
         written["model"] = source["model"] | {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
         tokenizer = Path(like) / "tokenizer"
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
-    session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)
-    if not session.trained.signal:
-        _report(session, workdir)
+    with joined(hosts_config(written)):
+        session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)
+        if not session.trained.signal:
+            _report(session, workdir)
     return session
 
 
@@ -48,10 +50,10 @@ def _report(session: Session, workdir: Path) -> None:
     """Evaluates the best checkpoint on the test rows (the held-out rows if there are none) and writes what came out."""
     trainer, checkpoints, say = session.trainer, session.trained.checkpoints, session.console.say
     best = checkpoints.best_step()
-    restored = checkpoints.restore(trainer.abstract, step=best, say=say) if best is not None else None
+    restored = checkpoints.restore(trainer.program.abstract, step=best, say=say) if best is not None else None
     state = restored[0] if restored else session.trained.state
     rows, split = (session.data.test, "test") if session.data.test is not None else (session.data.eval, "eval")
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.program.mesh):
         metrics, predictions = session.trained.evaluator(state.params, state.state, rows)
     report = session.objective.report(predictions)
     values = {"step": int(state.step), "split": split, "init": session.written["init"]}

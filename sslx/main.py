@@ -12,7 +12,8 @@ import ml_collections
 from sslx import entry
 from sslx.pretext import PRETEXTS
 from sslx.runtime import display
-from sslx.session import Session, train
+from sslx.session import Session, hosts_config, train
+from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch
 from sslx.train.run_folder import read_config
 
@@ -21,13 +22,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     """Pretrains into ``workdir`` and says what came out and what to run next."""
     written = config.to_dict()
     title = f"sslx: {written.get('pretext', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
-    init, tokenizer = written.get("init", ""), None
-    if not from_scratch(init):
-        read_config(Path(init))  # names the nearest run if there is none
-        tokenizer = Path(init) / "tokenizer"  # its embeddings mean nothing under another vocabulary
-    session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=tokenizer, title=title)
-    if not session.trained.signal:
-        _conclude(session, workdir)
+    with joined(hosts_config(written)):
+        init, tokenizer = written.get("init", ""), None
+        if not from_scratch(init):
+            read_config(Path(init))  # names the nearest run if there is none
+            tokenizer = Path(init) / "tokenizer"  # its embeddings mean nothing under another vocabulary
+        session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=tokenizer, title=title)
+        if not session.trained.signal:
+            _conclude(session, workdir)
     return session
 
 

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sslx.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -104,6 +106,14 @@ class Objective(abc.ABC):
           The objective, and data with row sets ``train``, ``eval`` and ``test`` (or None), a dict ``statistics``
           and ``save(folder)``, which writes what a later reader needs (a tokenizer).
         """
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[Objective, dict[str, jax.ShapeDtypeStruct]]:
+        """The objective and the shapes of one row (no batch axis) from the config alone, for planning without data.
+
+        What only the data knows (the true vocabulary, the number of classes) is taken as configured or guessed.
+        """
+        raise UserError(f"{cls.__name__} cannot be planned: it has no abstract(config)")
 
     @classmethod
     @abc.abstractmethod

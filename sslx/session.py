@@ -5,20 +5,22 @@ Everything that can be wrong with the input is found before the run folder exist
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sslx.config import RunConfig, build, load_class
+from sslx.config import HostsConfig, RunConfig, build, load_class
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.train.console import Console
+from sslx.train.hosts import agree, host_name, together
 from sslx.train.initialise import from_scratch, load_encoder
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
-from sslx.train.run_folder import exclusive, has_checkpoint, resolve, write_config
+from sslx.train.run_folder import check_shared, exclusive, has_checkpoint, resolve, write_config
 from sslx.train.sharding import on_mesh
 
 
@@ -50,31 +52,37 @@ def train(
     Raises:
       UserError: anything the user can mend.
     """
-    configure()
-    # What cannot be is told before what differs from an earlier run in this folder.
-    written = resolve(workdir, {**written, **dataclasses.asdict(run_config(written, part))})
-    config = run_config(written, part)
-    require_wandb(config.log.wandb)
-    objective_class = load_class(written[part]["name"], table, f"config.{part}.name", Objective)
-    resumes = has_checkpoint(workdir)
-    if resumes and (workdir / "tokenizer").is_dir():
-        tokenizer = workdir / "tokenizer"
-    objective, data = objective_class.prepare(written, str(tokenizer) if tokenizer else None)
-    trainer = Trainer(config, objective, data)
-    _check_best_metric(trainer)
-    start = None
-    if not from_scratch(config.init) and not resumes:
-        params, notes = load_encoder(trainer.abstract.params, Path(config.init))
-        trainer.notes.extend(notes)
-        start = lambda: trainer.started_from(params)  # noqa: E731
+    with together("preparing"):
+        configure()
+        # What cannot be is told before what differs from an earlier run in this folder.
+        written = resolve(workdir, {**written, **dataclasses.asdict(run_config(written, part))})
+        config = run_config(written, part)
+        require_wandb(config.log.wandb)
+        objective_class = load_class(written[part]["name"], table, f"config.{part}.name", Objective)
+        resumes = has_checkpoint(workdir)
+        if resumes and (workdir / "tokenizer").is_dir():
+            tokenizer = workdir / "tokenizer"
+        objective, data = objective_class.prepare(written, str(tokenizer) if tokenizer else None)
+        trainer = Trainer(config, objective, data)
+        _check_best_metric(trainer)
+        notes, start = list(trainer.program.notes), None
+        if not from_scratch(config.init) and not resumes:
+            params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
+            notes += unused
+            start = lambda: trainer.program.started_from(params)  # noqa: E731
+    _check_same_data(data.statistics)
     console = Console()
-    with exclusive(workdir):
-        if is_first_process():
-            write_config(workdir, written)
-            if not (workdir / "tokenizer").is_dir():
-                data.save(workdir)
+    with contextlib.ExitStack() as stack:
+        with together("opening the run folder"):
+            if is_first_process():
+                stack.enter_context(exclusive(workdir))
+                write_config(workdir, written)
+                if not (workdir / "tokenizer").is_dir():
+                    data.save(workdir)
+        with together("looking for the run folder"):
+            check_shared(workdir)
         console.header(title, _header(config, written, workdir, trainer, data.statistics))
-        for note in trainer.notes:
+        for note in notes:
             console.say(f"note: {note}")
         trained = trainer.run(workdir, console, written, start)
     if trained.signal:
@@ -104,20 +112,41 @@ def run_config(written: Mapping[str, Any], part: str) -> RunConfig:
     return build(RunConfig, {name: value for name, value in written.items() if name in fields})
 
 
+def hosts_config(written: Mapping[str, Any]) -> HostsConfig:
+    """How to join other processes, read before anything else of the config, since nothing may run before.
+
+    Raises:
+      UserError: ``config.hosts`` is not right.
+    """
+    return build(HostsConfig, written.get("hosts", {}), "config.hosts")
+
+
+def _check_same_data(statistics: Mapping[str, Any]) -> None:
+    """Rows are read by number, so hosts with other rows would train on a mixture that no restart could repeat."""
+    prints = agree("comparing the data", statistics.get("fingerprint", ""))
+    for index, fingerprint in enumerate(prints):
+        if fingerprint != prints[0]:
+            raise UserError(
+                f"{host_name(index)} has prepared other data than {host_name(0)}; expected the same files and, for "
+                "python_docs, the same installed packages on all hosts (or one shared config.data.cache_dir)"
+            )
+
+
 def _check_best_metric(trainer: Trainer) -> None:
-    with on_mesh(trainer.mesh):
-        names = trainer.evaluator.metric_names(trainer.abstract.params, trainer.abstract.state, trainer.data.eval)
+    abstract = trainer.program.abstract
+    with on_mesh(trainer.program.mesh):
+        names = trainer.evaluator.metric_names(abstract.params, abstract.state, trainer.data.eval)
     choose(trainer.config.checkpoint.best_metric, [f"eval/{name}" for name in names], "config.checkpoint.best_metric")
 
 
 def _header(
     config: RunConfig, written: Mapping[str, Any], workdir: Path, trainer: Trainer, statistics: Mapping[str, Any]
 ) -> dict[str, str]:
-    mesh = " x ".join(f"{axis}={size}" for axis, size in trainer.mesh.shape.items())
+    mesh = " x ".join(f"{axis}={size}" for axis, size in trainer.program.mesh.shape.items())
     rows = {
         "devices": describe_devices(),
         "mesh": mesh,
-        "parameters": f"{trainer.parameters / 1e6:.2f} M",
+        "parameters": f"{trainer.program.parameters / 1e6:.2f} M",
         "data": f"{written['data']['source']}: {statistics['train_rows']:,} rows, {statistics['train_tokens']:,} tokens"
         f" to train on ({statistics['train_split']}), {statistics['eval_rows']:,} rows held out"
         f" ({statistics['eval_split']})",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
@@ -29,6 +30,10 @@ class TextRows:
     @property
     def seq_len(self) -> int:
         return self.plan.seq_len
+
+    def order(self, seed: int) -> RowOrder:
+        """Returns the order in which training takes the rows."""
+        return RowOrder(len(self), seed)
 
     def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> Mapping[str, Int[np.ndarray, "n ..."]]:
         """Reads rows.
@@ -81,6 +86,17 @@ class TextRows:
         if self._labels is not None:
             batch["label"] = self._labels[row_ids]
         return batch
+
+
+def abstract_row(seq_len: int, layout: str, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one row as ``TextRows.fetch`` gives it, without the axis of rows."""
+    names = ["tokens", "segment_ids", "positions"] + (["token_types"] if layout in ("nsp", "sop") else [])
+    row = {name: jax.ShapeDtypeStruct((seq_len,), np.int32) for name in names}
+    if layout in ("nsp", "sop"):
+        row["sentence_label"] = jax.ShapeDtypeStruct((), np.int32)
+    if labelled:
+        row["label"] = jax.ShapeDtypeStruct((), np.int32)
+    return row
 
 
 class RowOrder:

@@ -50,6 +50,11 @@ class Vocabulary:
     fingerprint: str
 
 
+def abstract_vocabulary(size: int) -> Vocabulary:
+    """A vocabulary of a size and nothing else, for what is compiled without data."""
+    return Vocabulary(size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), bytes(size), "abstract")
+
+
 def load_tokenizer(
     spec: str, source: Source | None, *, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike[str]
 ) -> PreTrainedTokenizerFast:

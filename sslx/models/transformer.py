@@ -106,14 +106,14 @@ class SelfAttention(nn.Module):
         config = self.config
         head_width = config.width // config.heads
 
-        def project(name: str, of: Array) -> Array:
+        def project(name: str, of: Array, length: str) -> Array:
             y = Dense(config.width, ("embed", "heads"), config.bias, dtype=config.compute_dtype, name=name)(of)
             y = y.reshape(*of.shape[:2], config.heads, head_width)
-            return nn.with_logical_constraint(y, ("act_batch", "act_length", "act_heads", None))
+            return nn.with_logical_constraint(y, ("act_batch", length, "act_heads", None))
 
-        key, value = project("key", x), project("value", x)
+        key, value = project("key", x, "act_keys"), project("value", x, "act_keys")
         x, query_segment_ids, query_positions = (_pick(array, picked) for array in (x, segment_ids, positions))
-        query = project("query", x)
+        query = project("query", x, "act_length")
         if config.positions == "rope":
             query = rotate(query, query_positions, config.rope_theta)
             key = rotate(key, positions, config.rope_theta)

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sslx.config import build
+from sslx.data.rows import abstract_row
 from sslx.data.text import PreparedText, TextConfig, prepare_text
-from sslx.data.tokenizer import Vocabulary
+from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
 from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler, mean_pool, padded_vocabulary
 from sslx.models.layers import Dense
@@ -98,14 +99,25 @@ class MaskedLanguageModel(Objective):
         Raises:
           UserError: anything in the three parts that cannot be.
         """
-        pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
-        model = build(BertConfig, config["model"], "config.model")
-        data_config = build(TextConfig, config["data"], "config.data")
-        check_model(model, data_config.seq_len)
+        pretext, model, data_config = cls._built(config)
         data = prepare_text(
             data_config, layout=pretext.sentence or "packed", tokenizer_override=tokenizer, seed=config["seed"]
         )
         return cls(pretext, model, data.vocabulary, data.tokenizer), data
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[MaskedLanguageModel, dict[str, jax.ShapeDtypeStruct]]:
+        pretext, model, data_config = cls._built(config)
+        row = abstract_row(data_config.seq_len, pretext.sentence or "packed")
+        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
+
+    @staticmethod
+    def _built(config: Mapping[str, Any]) -> tuple[MaskedLanguageModelConfig, BertConfig, TextConfig]:
+        pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
+        model = build(BertConfig, config["model"], "config.model")
+        data_config = build(TextConfig, config["data"], "config.data")
+        check_model(model, data_config.seq_len)
+        return pretext, model, data_config
 
     @property
     def module(self) -> BertForPretraining:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
 
 from sslx.config import build
+from sslx.data.rows import abstract_row
 from sslx.data.text import PreparedText, TextConfig, prepare_text
 from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder, Pooler, mean_pool
@@ -88,11 +90,7 @@ class TextClassification(Objective):
         Raises:
           UserError: anything in the three parts that cannot be, or data without labels.
         """
-        task = build(TextClassificationConfig, config["task"], "config.task")
-        model = build(BertConfig, config["model"], "config.model")
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        data_config = build(TextConfig, config["data"], "config.data")
-        check_model(model, data_config.seq_len)
+        task, model, data_config = cls._built(config)
         data = prepare_text(data_config, layout="documents", tokenizer_override=tokenizer, seed=config["seed"])
         if not data.label_names:
             raise UserError(
@@ -100,6 +98,22 @@ class TextClassification(Objective):
                 f"expected a column {data_config.label_field!r} (config.data.label_field)"
             )
         return cls(task, model, data.vocabulary.size, data.label_names, data.tokenizer), data
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[TextClassification, dict[str, jax.ShapeDtypeStruct]]:
+        task, model, data_config = cls._built(config)
+        row = abstract_row(data_config.seq_len, "documents", labelled=True)
+        # How many classes there are, only the data knows; it matters to nothing but a small head.
+        return cls(task, model, data_config.vocab_size, ("a", "b"), None), row
+
+    @staticmethod
+    def _built(config: Mapping[str, Any]) -> tuple[TextClassificationConfig, BertConfig, TextConfig]:
+        task = build(TextClassificationConfig, config["task"], "config.task")
+        model = build(BertConfig, config["model"], "config.model")
+        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
+        data_config = build(TextConfig, config["data"], "config.data")
+        check_model(model, data_config.seq_len)
+        return task, model, data_config
 
     @property
     def module(self) -> TextClassifier:

@@ -7,6 +7,7 @@ patience, ...). Writing is asynchronous and atomic: a folder with a step's bare 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from sslx.config import CheckpointConfig
 from sslx.errors import UserError
+from sslx.train.hosts import agree, together
 from sslx.train.step import TrainState
 
 DISK_ERRORS = (
@@ -60,7 +62,7 @@ class Checkpoints:
           UserError: the disk is full or not writable (of this save or of the one before it).
         """
         with self._writing():
-            progress = {**progress, "digest": np.asarray(_digest(state)).tolist()}
+            progress = {**progress, "digest": _digest_of(state)}
             args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
             self._open().save(step, args=args, metrics=metrics, force=True)
 
@@ -94,26 +96,32 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none can be read.
         """
-        candidates = [step] if step is not None else self.steps()[::-1]
+        # What host 0 sees: a network file system may show the others an older listing.
+        candidates = [step] if step is not None else agree("the list of checkpoints", self.steps())[0][::-1]
         damaged: dict[int, str] = {}
         for candidate in candidates:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-            manager = self._open()
+            manager, state, progress, reason = self._open(), None, {}, ""
             try:
                 restored = manager.restore(candidate, args=args)
                 state, progress = restored["state"], restored["progress"]
-                if np.asarray(_digest(state)).tolist() != progress.pop("digest"):
-                    raise ValueError("its arrays are not those that were saved")
             except Exception as error:
                 # Orbax, TensorStore and JSON each raise their own kinds on damaged files.
-                damaged[candidate] = _first_line(error)
+                reason = _first_line(error) or type(error).__name__
+            # Each host reads its own part: all pass over what one of them cannot read.
+            reason = next(filter(None, agree("reading a checkpoint", reason)), "")
+            if not reason and _digest_of(state) != progress.pop("digest", None):
+                reason = "its arrays are not those that were saved"
+            if reason:
+                damaged[candidate] = reason
                 say(f"checkpoint {candidate} cannot be read ({damaged[candidate]}); trying the one before it")
                 self.close()
                 continue
             if damaged:
                 self.close()
-                for broken in damaged:
-                    _move_aside(self._folder / str(broken))
+                with together("putting damaged checkpoints aside"):
+                    for broken in damaged if jax.process_index() == 0 else ():
+                        _move_aside(self._folder / str(broken))
             return state, progress
         if damaged:
             listing = "; ".join(f"{broken} ({reason})" for broken, reason in damaged.items())
@@ -200,19 +208,23 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
         raise UserError(f"checkpoint {path.parent} cannot be read: {_first_line(error)}") from None
 
 
-@jax.jit
-def _digest(state: TrainState) -> jax.Array:
-    """uint32[arrays]: the wrapping sum of each array's bits.
+def _digest_of(state: TrainState) -> list[int]:
+    """The wrapping sum of each array's bits, as uint32.
 
     The files carry no checksum of the values, and a flipped bit would otherwise be trained on. Integer sums do not
     depend on the order of addition, so the digest is the same on any mesh.
     """
+    return np.asarray(_digest(state.step.sharding)(state)).tolist()
 
+
+@functools.cache
+def _digest(everywhere: jax.sharding.Sharding) -> Callable[[TrainState], jax.Array]:
     def bits(array: jax.Array) -> jax.Array:
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
         return jnp.sum(jax.lax.bitcast_convert_type(array, width), dtype=jnp.uint32)
 
-    return jnp.stack([bits(array) for array in jax.tree.leaves(state)])
+    # Whole on every device, like the step's sharding that is passed, so that each host can read it.
+    return jax.jit(lambda state: jnp.stack([bits(leaf) for leaf in jax.tree.leaves(state)]), out_shardings=everywhere)
 
 
 def _move_aside(path: Path) -> None:

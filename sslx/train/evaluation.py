@@ -8,24 +8,17 @@ import jax
 import numpy as np
 
 from sslx.data.batches import EvalBatches, RandomAccessRows
-from sslx.objective import Batch, Objective
-from sslx.train.step import eval_keys, finish_means, make_eval_step
+from sslx.train.hosts import progress
+from sslx.train.program import Program
+from sslx.train.step import finish_means
 
 
 class Evaluator:
-    """Jitted evaluation of one objective on one mesh; enter ``on_mesh`` before calling it."""
+    """Evaluation by a program's steps; enter ``on_mesh`` before calling it."""
 
-    def __init__(self, objective: Objective, *, batch_size: int, sharding: jax.sharding.NamedSharding, seed: int):
-        self._objective, self._batch_size, self._sharding = objective, batch_size, sharding
-        self._step = jax.jit(make_eval_step(objective, seed=seed))
-        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-
-        def predict(params: Any, state: Any, batch: Batch) -> dict[str, jax.Array]:
-            batch = objective.views(batch, eval_keys(seed)[0], jax.numpy.zeros((), jax.numpy.int32), train=False)
-            return objective.predict(params, state, batch)
-
-        # Replicated, so that every host can read all rows.
-        self._predict = jax.jit(predict, out_shardings=everywhere)
+    def __init__(self, program: Program):
+        self._program, self._objective = program, program.objective
+        self._batch_size, self._sharding = program.config.batch_size, program.batch_sharding
 
     def __call__(
         self, params: Any, state: Any, rows: RandomAccessRows, batches: int | None = None
@@ -41,10 +34,11 @@ class Evaluator:
         source = EvalBatches(rows, self._batch_size, self._sharding, batches)
         means, collected = None, []
         for batch in source:
-            found = self._step(params, state, batch)
+            found = self._program.eval_step(params, state, batch)
             means = found if means is None else jax.tree.map(lambda a, b: a + b, means, found)
             if self._objective.scored:
-                collected.append((self._predict(params, state, batch), batch["valid"]))
+                collected.append(self._program.predict_step(params, state, batch))
+            progress("evaluating")
         metrics = finish_means(jax.device_get(means))
         predictions = _join(collected)
         if predictions:
@@ -59,22 +53,23 @@ class Evaluator:
             shapes = jax.eval_shape(function, params, state, batch)
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
-        metrics = finish_means(zeros(self._step))
+        metrics = finish_means(zeros(self._program.eval_step))
         if self._objective.scored:
-            metrics |= self._objective.score(zeros(self._predict))
+            metrics |= self._objective.score(zeros(self._program.predict_step))
         return sorted(metrics | self._objective.derive(metrics))
 
     def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> list[dict[str, str]]:
         """Rows of a table on the first ``count`` held-out rows; [] if the objective shows none."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
-        predictions = jax.device_get(self._predict(params, state, batch))
+        predictions = jax.device_get(self._program.predict_step(params, state, batch))
         count = min(count, len(rows))
         return self._objective.show({name: np.asarray(value)[:count] for name, value in predictions.items()})
 
 
-def _join(collected: list[tuple[dict[str, jax.Array], jax.Array]]) -> dict[str, np.ndarray]:
+def _join(collected: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     if not collected:
         return {}
-    valid = np.concatenate([np.asarray(jax.device_get(mask)) for _, mask in collected]) > 0
-    columns = jax.device_get([predictions for predictions, _ in collected])
-    return {name: np.concatenate([np.asarray(part[name]) for part in columns])[valid] for name in columns[0]}
+    columns = jax.device_get(collected)
+    joined = {name: np.concatenate([np.asarray(part[name]) for part in columns]) for name in columns[0]}
+    valid = joined.pop("valid") > 0
+    return {name: column[valid] for name, column in joined.items()}

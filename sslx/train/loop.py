@@ -1,7 +1,8 @@
 """The training loop: one for every objective, on any mesh, resumable at any step.
 
-Reads top to bottom: mesh, batches, abstract shapes, shardings, compiled step, start (own checkpoint, else given
-parameters, else fresh), loop, end. It knows nothing of any method.
+Reads top to bottom: program, batches, start (own checkpoint, else given parameters, else fresh), compiled step, loop,
+end. It knows nothing of any method. Every host runs it alike: what one host alone knows (a signal, the clock) becomes a
+vote, and all act on the votes that a step has counted.
 """
 
 from __future__ import annotations
@@ -9,19 +10,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
-from sslx.data.rows import RowOrder
 from sslx.errors import UserError
 from sslx.objective import Objective
 from sslx.train import sharding
@@ -29,11 +28,11 @@ from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
-from sslx.train.initialise import overlay
+from sslx.train.hosts import Votes, progress
 from sslx.train.metrics import MetricsWriter, draw_curves
-from sslx.train.optimizer import make_optimizer, make_schedule
+from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
-from sslx.train.step import TrainState, make_train_step
+from sslx.train.step import TrainState
 
 # Steps handed to the device ahead of the one whose numbers are read: the device never waits for the host, and the host
 # does not run away from a stop request.
@@ -61,89 +60,12 @@ class Trainer:
 
     def __init__(self, config: RunConfig, objective: Objective, data: Any):
         self.config, self.objective, self.data = config, objective, data
-        self.mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.batch_size, config.micro_batches, self.mesh)
-        rows_sharding = sharding.batch_sharding(self.mesh)
-        order = RowOrder(len(data.train), seed=config.seed)
-        self.batches = TrainBatches(data.train, order, config.batch_size, rows_sharding)
-        self.evaluator = Evaluator(objective, batch_size=config.batch_size, sharding=rows_sharding, seed=config.seed)
-
-        sample = data.train.fetch(np.zeros(1, np.int64)) | {"row": np.zeros(1, np.int32)}
-        self.batch_shapes = {name: (config.batch_size, *array.shape[1:]) for name, array in sample.items()}
-        self._abstract_batch = {
-            name: jax.ShapeDtypeStruct(self.batch_shapes[name], array.dtype, sharding=rows_sharding)
-            for name, array in sample.items()
-        }
-        with sharding.on_mesh(self.mesh):
-            boxed = jax.eval_shape(self._boxed_variables)
-            self._shardings, self.notes = sharding.parameter_shardings(boxed, self.mesh)
-            self.schedule = make_schedule(config.optimizer, config.steps)
-            self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
-            self.abstract = self._abstract_state(sharding.unbox(boxed))
-            step = make_train_step(
-                objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
-            )
-            state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-            self.train_step = jax.jit(
-                step, donate_argnums=0, out_shardings=(state_shardings, sharding.replicated(self.mesh))
-            )
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
-
-    def fresh(self) -> TrainState:
-        """A new state from the seed, made on the devices where it stays; the same numbers on any mesh."""
-
-        def variables() -> Any:
-            return sharding.unbox(self._boxed_variables())
-
-        with sharding.on_mesh(self.mesh):
-            made = jax.jit(variables, out_shardings=self._shardings)()
-            return self._with_optimizer(made["params"], made["state"])
-
-    def started_from(self, given: Any) -> TrainState:
-        """A new state in which some subtrees of the parameters are given, as host arrays."""
-        state = self.fresh()
-        return state.replace(params=overlay(state.params, given))
-
-    def compile(self) -> float:
-        """Compiles the step ahead of the first batch; returns the seconds it took."""
-        begin = time.monotonic()
-        with sharding.on_mesh(self.mesh):
-            self.train_step.lower(self.abstract, self._abstract_batch).compile()
-        return time.monotonic() - begin
-
-    def _boxed_variables(self) -> Any:
-        rows = sharding.batch_shards(self.mesh)
-        batch = {name: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in self._abstract_batch.items()}
-        return self.objective.init(jax.random.key(self.config.seed), batch)
-
-    def _with_optimizer(self, params: Any, state: Any) -> TrainState:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.opt_state)
-        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(params)
-        step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(self.mesh))
-        return TrainState(step, params, state, opt_state)
-
-    def _abstract_state(self, variables: Any) -> TrainState:
-        """Shapes, dtypes and shardings of the whole state; moments lie where their parameters lie."""
-        everywhere = sharding.replicated(self.mesh)
-
-        def place(leaf: Any, at: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
-
-        placed = jax.tree.map(place, variables, self._shardings)
-        opt_state = jax.eval_shape(self.optimizer.init, variables["params"])
-        opt_state = optax.tree.map_params(
-            self.optimizer,
-            place,
-            opt_state,
-            self._shardings["params"],
-            transform_non_params=lambda leaf: place(leaf, everywhere),
-        )
-        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        return TrainState(step, placed["params"], placed["state"], opt_state)
+        sample = data.train.fetch(np.zeros(1, np.int64))
+        row = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in sample.items()}
+        self.program = Program(config, objective, row, sharding.make_mesh(config.mesh))
+        order = data.train.order(config.seed)
+        self.batches = TrainBatches(data.train, order, config.batch_size, self.program.batch_sharding)
+        self.evaluator = Evaluator(self.program)
 
     def run(
         self, workdir: Path, console: Console, written: dict[str, Any], start: Callable[[], TrainState] | None = None
@@ -160,27 +82,29 @@ class Trainer:
           UserError: the disk is full, or every checkpoint is damaged.
           FloatingPointError: the loss is not finite.
         """
-        with sharding.on_mesh(self.mesh), stop_on_signals() as request:
+        program = self.program
+        with sharding.on_mesh(program.mesh), stop_on_signals() as request:
             checkpoints = Checkpoints(workdir, self.config.checkpoint)
             # Where a run starts: its own newest checkpoint; else what it was given (config.init); else fresh.
-            restored = checkpoints.restore(self.abstract, say=console.say)
-            state, saved = restored or ((start or self.fresh)(), {})
+            restored = checkpoints.restore(program.abstract, say=console.say)
+            state, saved = restored or ((start or program.fresh)(), {})
             step = int(state.step)
-            progress = Progress.resumed(saved, self.config, self.data.statistics.get("fingerprint", ""))
+            kept = Progress.resumed(saved, self.config, self.data.statistics.get("fingerprint", ""))
             if restored:
                 console.say(f"resumed at step {step} of {self.config.steps}")
-            if step >= self.config.steps or progress.exhausted(self.config.eval.patience):
+            if step >= self.config.steps or kept.exhausted(self.config.eval.patience):
                 return Trained(state, self.evaluator, checkpoints, {}, "", 0)
-            if restored and float(self.schedule(self.config.steps - 1)) <= 0.0:
+            if restored and float(program.schedule(self.config.steps - 1)) <= 0.0:
                 console.say(
                     f"note: the learning rate is 0 from step {self.config.optimizer.schedule_steps} on, where the "
                     f"schedule ends; --config.optimizer.schedule_steps={self.config.steps} stretches it"
                 )
-            seconds = self.compile()
+            progress("compiling", step, limited=False)
+            seconds = program.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)
-            loop = _Loop(self, checkpoints, writer, console, progress, request)
+            loop = _Loop(self, checkpoints, writer, console, kept, request)
             try:
                 state = loop.run(state, step)
             finally:
@@ -189,7 +113,9 @@ class Trainer:
             checkpoints.wait()
             if jax.process_index() == 0:
                 draw_curves(workdir, self.objective.chance(self.data.statistics))
-        return Trained(state, self.evaluator, checkpoints, loop.evaluated, request.name, self.train_step._cache_size())
+        return Trained(
+            state, self.evaluator, checkpoints, loop.evaluated, loop.stopped_by, program.train_step._cache_size()
+        )
 
 
 @dataclasses.dataclass
@@ -244,35 +170,41 @@ class _Loop:
         self._progress, self._request = progress, request
         self._pending: collections.deque = collections.deque()  # (step, device metrics), oldest first
         self._clock, self._counted = time.monotonic(), 0
-        flops = trainer.objective.flops(trainer.batch_shapes)
+        self._votes = Votes(trainer.program.mesh)
+        self.stopped_by, self._save_voted = "", False  # what the hosts have decided
         peak = peak_flops(jax.devices()[0])
-        self._mfu_per_rate = flops / (peak * jax.device_count()) if peak else None
+        self._mfu_per_rate = trainer.program.flops / (peak * jax.device_count()) if peak else None
         self._tokens_per_row = trainer.data.statistics.get("tokens_per_row")
         self.evaluated: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
-        config, saved_at, saved_step = self._config, time.monotonic(), start
+        config, program, saved_at, saved_step = self._config, self._trainer.program, time.monotonic(), start
         self._console.start(start, config.steps)
         self._restart_clock()
         batches = self._trainer.batches.stream(start, config.steps)
         try:
             for step, batch in enumerate(batches, start + 1):
-                state, metrics = self._trainer.train_step(state, batch)
+                # The clock of host 0 counts for all: those of others may differ, and a save takes everyone.
+                overdue = (
+                    jax.process_index() == 0 and time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+                )
+                votes = self._votes(stop=self._request.number, save=overdue)
+                state, metrics = program.train_step(state, batch, votes)
                 self._pending.append((step, metrics))
                 if len(self._pending) > IN_FLIGHT:
                     self._read_one()
-                last = step == config.steps or bool(self._request.name)
-                evaluated = None
+                evaluated, exhausted = None, False
                 if step % config.eval.every_steps == 0 or step == config.steps:
                     evaluated = self._evaluate(state, step)
-                    last = last or self._progress.exhausted(config.eval.patience)
+                    exhausted = self._progress.exhausted(config.eval.patience)
+                last = step == config.steps or exhausted or bool(self.stopped_by)
                 improved = evaluated is not None and self._progress.best_step == step
-                due = step % config.checkpoint.every_steps == 0
-                due = due or time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+                due = step % config.checkpoint.every_steps == 0 or self._save_voted
                 if due or improved or last:
                     self._drain()
                     self._checkpoints.save(state, step, dataclasses.asdict(self._progress), evaluated)
-                    saved_at, saved_step = time.monotonic(), step
+                    progress("saving", step)
+                    saved_at, saved_step, self._save_voted = time.monotonic(), step, False
                     self._restart_clock()
                 if last:
                     break
@@ -327,6 +259,10 @@ class _Loop:
         """Waits for the oldest step in flight, and logs it if it is its turn."""
         step, metrics = self._pending.popleft()
         metrics = jax.device_get(metrics)
+        stop, save = metrics.pop("votes").tolist()
+        self.stopped_by = self.stopped_by or (signal.Signals(stop).name if stop else "")
+        self._save_voted = self._save_voted or bool(save)
+        progress("training", step)
         # Of every step, logged or not: a checkpoint must not hold what a broken step has left.
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             self._checkpoints.wait()  # one may be half written
@@ -354,7 +290,7 @@ class _Loop:
         self._restart_clock()
 
     def _last_before_stop(self, step: int) -> bool:
-        stopping = self._request.name or self._progress.exhausted(self._config.eval.patience)
+        stopping = self.stopped_by or self._progress.exhausted(self._config.eval.patience)
         return bool(stopping) and not self._pending
 
     def _restart_clock(self) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
 from sslx.errors import UserError
@@ -17,11 +18,14 @@ from sslx.train.run_folder import write_text
 class MetricsWriter:
     """Writes one JSON object a line, and the same numbers as TensorBoard scalars.
 
-    What was written after the step resumed from is cut away first: those steps run again.
+    What was written after the step resumed from is cut away first: those steps run again. Only host 0 writes; on the
+    others nothing happens.
     """
 
     def __init__(self, run: Path, resumed_from: int, wandb_project: str = "", config: dict[str, Any] | None = None):
-        self._path = Path(run) / "metrics.jsonl"
+        self._path, self._writes = Path(run) / "metrics.jsonl", jax.process_index() == 0
+        if not self._writes:
+            return
         kept = [record for record in read_metrics(run) if record["step"] <= resumed_from]
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         try:
@@ -37,6 +41,8 @@ class MetricsWriter:
         Raises:
           UserError: the disk is full.
         """
+        if not self._writes:
+            return
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -49,11 +55,13 @@ class MetricsWriter:
 
     def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
         """Writes a table as TensorBoard text."""
-        if rows:
+        if rows and self._writes:
             self._board.add_text(name, markdown(rows), step)
 
     def close(self) -> None:
         """Puts everything on disk."""
+        if not self._writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

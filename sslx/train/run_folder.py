@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ def has_checkpoint(run: Path) -> bool:
     """Whether a run folder has something to resume from, damaged or not."""
     folder = Path(run) / "checkpoints"
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+def check_shared(run: Path, patience: float = 30.0) -> None:
+    """Checks that this host sees the run folder that host 0 has written.
+
+    Raises:
+      UserError: it does not: the folder is on a disk of host 0's own.
+    """
+    deadline = time.monotonic() + patience  # network file systems show others' files late
+    while not (Path(run) / "config.json").is_file():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"cannot see the run folder {run} that host 0 has made; expected storage that all hosts share"
+            )
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

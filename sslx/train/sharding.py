@@ -7,13 +7,13 @@ decide whether ``embed`` of an activation or of a parameter takes ``fsdp``, and 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sslx.config import MeshConfig
@@ -34,7 +34,8 @@ PARAMETER_AXES = {
 
 ACTIVATION_AXES = {
     "act_batch": BATCH_AXES,  # rows
-    "act_length": None,  # positions in a row
+    "act_length": "sequence",  # positions in a row
+    "act_keys": None,  # positions attended to: gathered, so that every query sees its whole row
     "act_embed": None,  # residual stream
     "act_mlp": "tensor",  # inside the MLP
     "act_heads": "tensor",  # inside attention
@@ -44,14 +45,20 @@ ACTIVATION_AXES = {
 RULES = tuple({**PARAMETER_AXES, **ACTIVATION_AXES}.items())
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of all devices with axes data, fsdp and tensor.
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices with axes data, fsdp, sequence and tensor.
+
+    Where the devices are in groups with a fast network inside and a slow one between them (TPU slices, GPU nodes), the
+    outer axes cross it: data first, whose traffic is once a step, and tensor last.
 
     Raises:
-      UserError: the axes' product is not the number of devices.
+      UserError: the axes' product is not the number of devices, or the groups do not divide into the axes.
     """
-    devices = devices if devices is not None else jax.devices()
-    sizes = dataclasses.asdict(config)
+    devices = list(devices) if devices is not None else jax.devices()
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     written = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -63,8 +70,31 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
         raise UserError(f"config.mesh is {written}, {fixed} devices; there are {len(devices)} (one axis may be -1)")
-    # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    groups = {_group(device) for device in devices}
+    if len(groups) == 1:
+        # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail.
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    outer, left = [], len(groups)
+    for size in shape:
+        outer.append(math.gcd(size, left))
+        left //= outer[-1]
+    if left > 1 or len(devices) % len(groups):
+        raise UserError(
+            f"config.mesh is {written} over {len(groups)} slices or nodes of {len(devices) // len(groups)} devices; "
+            f"expected one axis, best data, that divides by {len(groups)}"
+        )
+    inner = [size // across for size, across in zip(shape, outer, strict=True)]
+    by_process = not hasattr(devices[0], "slice_index")
+    arranged = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+    return Mesh(arranged, AXES, axis_types=types)
+
+
+def _group(device: jax.Device) -> int:
+    """Which fast network a device is on: its slice, or on GPUs that know of none its process's node."""
+    if device.platform == "gpu":
+        return getattr(device, "slice_index", device.process_index)
+    return getattr(device, "slice_index", 0)
 
 
 @contextlib.contextmanager
@@ -105,22 +135,33 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def one_per_device(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices: each holds one row, which its host may write."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> tuple[Any, list[str]]:
+def parameter_shardings(boxed: Any, mesh: Mesh, tolerance: float = 1.0) -> tuple[Any, list[str]]:
     """Shardings of boxed abstract variables, and a line for each axis that had to stay whole.
 
     Args:
       boxed: Abstract variables with logical axis names, from ``jax.eval_shape`` of ``Objective.init``.
       mesh: The mesh.
+      tolerance: Share of all parameters that may stay whole on an axis because a dimension does not divide by it.
 
     Returns:
       A tree like the unboxed variables of ``NamedSharding``, and notes on dimensions that the mesh does not divide.
+
+    Raises:
+      UserError: more than that would stay whole, and every device would hold it.
     """
-    notes = []
+    notes: list[str] = []
+    whole: dict[str, int] = {}  # mesh axis -> parameters
+    total = sum(math.prod(unbox(leaf).shape) for leaf in jax.tree.leaves(boxed, is_leaf=is_box))
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         shape = unbox(leaf).shape
@@ -132,11 +173,19 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> tuple[Any, list[str]]:
             axis = PARAMETER_AXES.get(name)
             if axis is not None and size % mesh.shape[axis]:
                 notes.append(f"{parameter_name(path)}: {name}={size} is not split {mesh.shape[axis]} ways over {axis}")
+                whole[axis] = whole.get(axis, 0) + math.prod(shape)
                 axis = None
             spec.append(axis)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings = jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
+    for axis, parameters in whole.items():
+        if parameters > tolerance * total:
+            raise UserError(
+                f"config.mesh.{axis}={mesh.shape[axis]} would leave {parameters / total:.0%} of the parameters whole on"
+                f" each device ({notes[0]}{', ...' if len(notes) > 1 else ''}); expected a size that divides them, or "
+                f"config.mesh.tolerance above {tolerance:g}"
+            )
     return shardings, notes
 
 

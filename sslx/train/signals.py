@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT become a wish to stop, which the loop grants at the end of a step."""
+"""SIGTERM and SIGINT become a wish to stop, which the loop grants a few steps later, on all hosts at the same one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 
 class StopRequest:
-    """What has been asked for: ``name`` is the signal's name, or "" for nothing."""
+    """What has been asked for: ``number`` is the signal's number, or 0 for nothing."""
 
-    name = ""
+    number = 0
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     previous = {number: signal.getsignal(number) for number in signals}
 
     def handle(number: int, frame: object) -> None:
-        request.name = signal.Signals(number).name
+        request.number = number
         signal.signal(number, previous[number])
 
     for number in signals:

@@ -56,14 +56,15 @@ def measure_sslx(steps: int) -> dict[str, float]:
     data = types.SimpleNamespace(train=RandomRows(), eval=RandomRows(), test=None, statistics={})
     config = RunConfig(batch_size=ROWS, steps=10_000, optimizer=OptimizerConfig(learning_rate=1e-4))
     trainer = Trainer(config, objective, data)
-    state, batch = trainer.fresh(), trainer.batches.at(0)
+    state, batch = trainer.program.fresh(), trainer.batches.at(0)
     product = jax.jit(jnp.dot)
     left, right = jnp.ones((4096, 2048)), jnp.ones((2048, 2048))
     seconds, products = [], []
-    with on_mesh(trainer.mesh):
+    votes = Votes(trainer.program.mesh)(stop=0, save=False)
+    with on_mesh(trainer.program.mesh):
         for _ in range(steps + 2):
             begin = time.perf_counter()
-            state, metrics = trainer.train_step(state, batch)
+            state, metrics = trainer.program.train_step(state, batch, votes)
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - begin)
             for _ in range(3):
@@ -71,7 +72,7 @@ def measure_sslx(steps: int) -> dict[str, float]:
                 product(left, right).block_until_ready()
                 products.append(time.perf_counter() - begin)
     rate = 2 * 4096 * 2048 * 2048 / statistics.median(products[6:])
-    flops = objective.flops(trainer.batch_shapes)
+    flops = objective.flops(trainer.program.batch_shapes)
     return {"seconds": statistics.median(seconds[2:]), "flops": flops, "product_rate": rate}
 
 

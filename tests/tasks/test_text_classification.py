@@ -81,14 +81,14 @@ def test_fine_tuning_starts_from_the_encoder_of_the_run(pretrained, tiny_config)
     written["model"] = json.loads((pretrained / "config.json").read_text())["model"]
     objective, data = TextClassification.prepare(written, str(pretrained / "tokenizer"))
     trainer = Trainer(run_config(written, "task"), objective, data)
-    params, notes = load_encoder(trainer.abstract.params, pretrained)
+    params, notes = load_encoder(trainer.program.abstract.params, pretrained)
     assert notes == []
-    state = jax.device_get(trainer.started_from(params))
+    state = jax.device_get(trainer.program.started_from(params))
     jax.tree.map(
         np.testing.assert_array_equal, state.params["encoder"], read_variables(pretrained)["params"]["encoder"]
     )
     assert int(state.step) == 0
-    fresh = jax.device_get(trainer.fresh())
+    fresh = jax.device_get(trainer.program.fresh())
     np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
     assert (state.params["encoder"]["embeddings"]["word"] != fresh.params["encoder"]["embeddings"]["word"]).any()
 

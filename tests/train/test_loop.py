@@ -14,6 +14,7 @@ from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import Session, run_config, train
 from sslx.train import sharding
 from sslx.train.checkpoint import read_variables, saved_steps
+from sslx.train.hosts import Votes
 from sslx.train.loop import Trainer
 from sslx.train.metrics import read_metrics
 
@@ -48,15 +49,16 @@ def test_the_state_is_donated_and_fresh_parameters_are_the_same_on_any_mesh(tiny
     written = json.loads(json.dumps(tiny_config(changes={"mesh.fsdp": 2, "mesh.tensor": 2}).to_dict()))
     objective, data = MaskedLanguageModel.prepare(written)
     trainer = Trainer(run_config(written, "pretext"), objective, data)
-    state = trainer.fresh()
+    state = trainer.program.fresh()
     word = state.params["encoder"]["embeddings"]["word"]
     assert word.sharding.shard_shape(word.shape) == (word.shape[0] // 2, word.shape[1] // 2)
     key = jax.random.key(written["seed"])
     alone = sharding.unbox(jax.jit(lambda: objective.init(key, data.train.fetch(np.arange(1))))())["params"]
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    with sharding.on_mesh(trainer.mesh):
-        trainer.train_step(state, trainer.batches.at(0))
+    with sharding.on_mesh(trainer.program.mesh):
+        votes = Votes(trainer.program.mesh)(stop=0, save=False)
+        trainer.program.train_step(state, trainer.batches.at(0), votes)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 

@@ -23,6 +23,7 @@ MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),
     "all": MeshConfig(data=2, fsdp=2, tensor=2),
+    "sequence": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
 }
 
 

@@ -1,0 +1,201 @@
+"""Several processes as one run: they start together, decide together, and none waits in silence for one that is gone.
+
+- `joined`: the processes meet (`rendezvous`), jax connects them, a watch is kept until the block ends.
+- `together`: what fails on one host ends the run on all, with its message.
+- `Votes`: wishes of single hosts (stop, save) that ride along in the training step, so that all see them at one step.
+
+A process by itself goes through the same calls; they do nothing then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sslx.config import HostsConfig
+from sslx.errors import UserError
+from sslx.train import rendezvous
+from sslx.train.rendezvous import Membership
+from sslx.train.sharding import one_per_device
+from sslx.train.watch import Store, Watch
+
+
+class HostLost(RuntimeError):
+    """Another process of the run is gone or hangs; the message names it."""
+
+
+class _Joined:
+    """This process's part in the run."""
+
+    def __init__(self, member: Membership, store: Store, watch: Watch):
+        self.member, self.store, self.watch = member, store, watch
+        self.meetings = 0
+
+
+_joined: _Joined | None = None
+
+
+@contextlib.contextmanager
+def joined(config: HostsConfig) -> Iterator[None]:
+    """Joins the other processes, if there are any, for the length of the block. Nothing of jax may have run before.
+
+    Only host 0 prints: the others' standard output is closed, their errors are not.
+
+    Raises:
+      UserError: a host did not come, or what `rendezvous.find` finds wrong.
+      HostLost: a host was lost inside the block.
+    """
+    global _joined
+    member = rendezvous.find(config)
+    if member is None:
+        yield
+        return
+    member = rendezvous.meet(member, config.join_seconds)
+    _explain_aborts(member)
+    # SIGTERM is ours: it becomes a vote. jax's own service would take it away.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        member.coordinator,
+        member.count,
+        member.index,
+        local_device_ids=member.local_devices,
+        cluster_detection_method="deactivate",
+        # jax ends a process without a word about others; the watch, which names them, comes first.
+        heartbeat_timeout_seconds=int(2 * config.timeout_seconds + 100),
+        shutdown_timeout_seconds=30,
+    )
+    if member.index:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process)
+    store = Store()
+    _joined = _Joined(member, store, Watch(member, store, config.timeout_seconds))
+    _joined.watch.start()
+    try:
+        yield
+        with together("the end"):
+            pass
+    except BaseException as error:
+        reason = str(error) if isinstance(error, (UserError, FloatingPointError)) else type(error).__name__
+        if not isinstance(error, (UserError, FloatingPointError, KeyboardInterrupt, SystemExit)):
+            # The runtime says "connection closed by peer"; who it was shows a few heartbeats later.
+            lost = _joined.watch.blame()
+            if lost:
+                _joined.watch.stop()
+                raise HostLost(lost) from error
+        _joined.watch.leave(reason, 2 if isinstance(error, UserError) else 1)
+        raise
+    _joined.watch.stop()
+    _joined = None
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Ends the block on all hosts or on none: waits for the others, and raises what one of them has raised.
+
+    Raises:
+      UserError: the block failed on another host; the message names it.
+    """
+    if _joined is None:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        _exchange(what, {"problem": str(error) or type(error).__name__}, wait=False)
+        raise
+    _exchange(what, {})
+
+
+def agree(what: str, value: Any) -> list[Any]:
+    """Every host's JSON ``value``, in the order of the hosts; each host must come here as often as the others."""
+    if _joined is None:
+        return [value]
+    return [said["value"] for said in _exchange(what, {"value": value})]
+
+
+def host_name(index: int) -> str:
+    """``host 2 (node17)``."""
+    return _joined.member.name(index) if _joined else f"host {index}"
+
+
+def progress(phase: str, step: int | None = None, *, limited: bool = True) -> None:
+    """Tells the watch that this host has moved on; ``limited`` phases must move again within the timeout."""
+    if _joined is not None:
+        _joined.watch.progress(phase, step, limited=limited)
+
+
+class Votes:
+    """What this host wishes, as the training step takes it.
+
+    A step's ``metrics["votes"]`` is the maximum over the hosts, so every host reads the same decision at the same step,
+    at no cost: the two integers travel with the loss.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._sharding, self._cast, self._array = one_per_device(mesh), None, None
+
+    def __call__(self, *, stop: int, save: bool) -> jax.Array:
+        """int32[devices, 2]: the signal to stop for (0: none), and whether to save now."""
+        cast = (stop, int(save))
+        if cast != self._cast:
+            row = np.array([cast], np.int32)
+            shape = (self._sharding.mesh.size, 2)
+            self._array = jax.make_array_from_callback(shape, self._sharding, lambda index: row)
+            self._cast = cast
+        return self._array
+
+
+def _exchange(what: str, said: dict[str, Any], *, wait: bool = True) -> list[dict[str, Any]]:
+    """Publishes what this host says at this meeting and returns what all say; liveness is the watch's business."""
+    here = _joined
+    here.meetings += 1
+    place = f"meeting/{here.meetings}"
+    here.store.put(f"{place}/{here.member.index}", json.dumps({"what": what, **said}))
+    if not wait:
+        return []
+    here.watch.progress(f"waiting at {what}", limited=False)
+    while len(answers := here.store.under(place)) < here.member.count:
+        time.sleep(0.05)
+    found = [json.loads(answers[str(index)]) for index in range(here.member.count)]
+    for index, answer in enumerate(found):
+        if answer["what"] != what:
+            raise HostLost(f"{here.member.name(index)} is at {answer['what']!r} where this host is at {what!r}")
+        if "problem" in answer:
+            raise UserError(f"{here.member.name(index)}: {answer['problem']}")
+    return found
+
+
+def _explain_aborts(member: Membership) -> None:
+    """Says why jax aborts this process: it does so when host 0, which holds its coordination service, is gone."""
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(number: int) -> None:
+        message = "error: the process was aborted, for the reason above\n"
+        if member.index and not _listening(member.coordinator):
+            message = f"error: lost {member.name(0)}, which coordinates the hosts, at {member.coordinator}\n"
+        os.write(2, message.encode())
+        os._exit(1)
+
+    _explain_aborts.handler = on_abort  # C holds only the address
+    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
+
+
+def _listening(coordinator: str) -> bool:
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""Where several processes find each other before ``jax.distributed`` connects them.
+
+In: `HostsConfig`. Out: a `Membership`: the coordinator's address, how many processes there are, which one this is, and
+their names. jax would abort the process when one of them never comes, without saying which; so they meet first on a
+plain socket of the coordinator's port, where host 0 knows who is missing and tells the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sslx.config import HostsConfig
+from sslx.errors import UserError, choose
+
+CLUSTERS = ("auto", "none", "tpu", "slurm", "mpi")
+# What jax calls the same; several kinds of TPU metadata are told apart by jax itself.
+JAX_NAMES = {"slurm": "slurm", "mpi": "ompi", "tpu": None}
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who takes part; ``local_devices`` are this process's, where a cluster gives each process devices of its own."""
+
+    coordinator: str  # HOST:PORT
+    count: int
+    index: int
+    local_devices: tuple[int, ...] | None = None
+    names: tuple[str, ...] = ()
+
+    def name(self, index: int) -> str:
+        """``host 2 (node17)``."""
+        return f"host {index} ({self.names[index]})" if index < len(self.names) else f"host {index}"
+
+
+def find(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> Membership | None:
+    """Returns the membership that the config or the cluster's environment gives, or None for a process by itself.
+
+    Raises:
+      UserError: the config is incomplete, or the cluster it names is not there.
+    """
+    choose(config.cluster, CLUSTERS, "config.hosts.cluster")
+    if config.coordinator:
+        return _explicit(config)
+    for name, default in (("count", HostsConfig.count), ("index", HostsConfig.index)):
+        if getattr(config, name) != default:
+            raise UserError(
+                f"config.hosts.{name} is given without config.hosts.coordinator; expected HOST:PORT of host 0"
+            )
+    cluster = _detected(environment) if config.cluster == "auto" else config.cluster
+    if cluster == "none":
+        return None
+    # Private, and the only place that knows what every scheduler calls these; its callers would hide who is missing.
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        coordinator, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, JAX_NAMES[cluster], int(config.join_seconds)
+        )
+    except (KeyError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"config.hosts.cluster is {cluster!r}, but its environment cannot be read: {error}") from None
+    if coordinator is None or count is None or index is None:
+        if config.cluster == "auto":  # a single TPU host without a pod's metadata, such as Colab
+            return None
+        raise UserError(
+            f"config.hosts.cluster is {cluster!r}, but there is no such environment; start it with the cluster's "
+            "launcher, or give config.hosts.coordinator, count and index"
+        )
+    return Membership(coordinator, count, index, tuple(devices) if devices else None) if count > 1 else None
+
+
+def meet(member: Membership, seconds: float) -> Membership:
+    """Waits until all have come; returns the membership with their names.
+
+    Raises:
+      UserError: some did not come in time (names them), or two say they are the same one.
+    """
+    host, port = _address(member.coordinator)
+    deadline = time.monotonic() + seconds
+    names = (
+        _gather(member, port, deadline, seconds)
+        if member.index == 0
+        else _report(member, host, port, deadline, seconds)
+    )
+    return Membership(member.coordinator, member.count, member.index, member.local_devices, tuple(names))
+
+
+def _detected(environment: Mapping[str, str]) -> str:
+    def several(variable: str) -> bool:
+        return environment.get(variable, "").isdecimal() and int(environment[variable]) > 1
+
+    # SLURM_STEP_NODELIST is there inside srun only; a script that was merely submitted is one process.
+    if "SLURM_STEP_NODELIST" in environment and several("SLURM_NTASKS"):
+        return "slurm"
+    if several("OMPI_COMM_WORLD_SIZE"):
+        return "mpi"
+    # Of a machine that plans for TPUs (libtpu is there) and has none, nothing is asked: its answer takes minutes.
+    on_cpu = environment.get("JAX_PLATFORMS", "") == "cpu"
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    if not on_cpu and chips and importlib.util.find_spec("libtpu") is not None:
+        return "tpu"
+    return "none"
+
+
+def _explicit(config: HostsConfig) -> Membership:
+    _address(config.coordinator)
+    if not 0 <= config.index < config.count:
+        raise UserError(
+            f"config.hosts.index is {config.index} of config.hosts.count={config.count}; "
+            f"expected 0 to {config.count - 1}"
+        )
+    return Membership(config.coordinator, config.count, config.index) if config.count > 1 else None
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"config.hosts.coordinator is {coordinator!r}; expected HOST:PORT, for example 10.0.0.2:8476")
+    return host.strip("[]"), int(port)
+
+
+def _gather(member: Membership, port: int, deadline: float, seconds: float) -> list[str]:
+    """Host 0: collects the names, then answers everyone at once."""
+    names = {0: socket.gethostname()}
+    waiting: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_listen(member, port))
+        problem = ""
+        while len(names) < member.count and not problem:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection = stack.enter_context(server.accept()[0])
+            except TimeoutError:
+                missing = [f"host {index}" for index in range(member.count) if index not in names]
+                problem = (
+                    f"{', '.join(missing)} of {member.count} did not join {member.coordinator} within {seconds:g} s"
+                )
+                break
+            said = _receive(connection)
+            if said is None:  # a port scanner, or a host that died again
+                continue
+            waiting.append(connection)
+            if said["count"] != member.count:
+                problem = f"{said['name']} expects {said['count']} hosts, host 0 expects {member.count}"
+            elif said["index"] in names:
+                problem = f"{said['name']} and {names[said['index']]} both say they are host {said['index']}"
+            names[said["index"]] = said["name"]
+        answer = {"problem": problem} if problem else {"names": [names[index] for index in range(member.count)]}
+        for connection in waiting:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+    if problem:
+        raise UserError(problem)
+    return answer["names"]
+
+
+def _report(member: Membership, host: str, port: int, deadline: float, seconds: float) -> list[str]:
+    """Any other host: says its name to host 0 and waits for the answer."""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UserError(f"host 0 could not be reached at {member.coordinator} within {seconds:g} s")
+        try:
+            with socket.create_connection((host, port), timeout=min(left, 10)) as connection:
+                said = {"index": member.index, "count": member.count, "name": socket.gethostname()}
+                connection.sendall(json.dumps(said).encode() + b"\n")
+                # Host 0 may have begun to wait later than this one, and answers after its own deadline.
+                connection.settimeout(2 * seconds + 10)
+                answer = _receive(connection)
+        except OSError:
+            answer = None
+        if answer is None:
+            time.sleep(0.2)
+        elif "problem" in answer:
+            raise UserError(answer["problem"])
+        else:
+            return answer["names"]
+
+
+def _listen(member: Membership, port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port), backlog=member.count)
+    except OSError as error:
+        raise UserError(
+            f"host 0 cannot listen at {member.coordinator}: {error.strerror or error}; give config.hosts.coordinator "
+            "another port"
+        ) from None
+
+
+def _receive(connection: socket.socket) -> dict | None:
+    """One JSON line, or None where the other side said nothing sensible."""
+    try:
+        line = connection.makefile("rb").readline(1 << 20)
+        said = json.loads(line)
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None

@@ -1,0 +1,153 @@
+"""Who is alive and how far: each host writes a heartbeat with its progress and reads the others'.
+
+The store is that of jax's coordination service. A host that is silent for the timeout, or a run that does not move for
+it, ends this process with a line that names the host which holds it up; the main thread may hang in a collective and
+could not do it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+
+from sslx.train.rendezvous import Membership
+
+
+class Store:
+    """The key-value store that all hosts share, under the name ``sslx/``."""
+
+    def __init__(self):
+        # jax has no public way to it; Orbax takes the same one.
+        from jax._src import distributed
+
+        self._client = distributed.global_state.client
+
+    def put(self, key: str, value: str) -> None:
+        """Writes or overwrites a value."""
+        self._client.key_value_set(f"sslx/{key}", value, allow_overwrite=True)
+
+    def under(self, folder: str) -> dict[str, str]:
+        """The values in a folder, by the last part of their keys."""
+        found = self._client.key_value_dir_get(f"sslx/{folder}/")
+        return {key.rpartition("/")[2]: value for key, value in found}
+
+
+class Watch:
+    """Writes this host's heartbeat, reads the others', and ends the process when a verdict is due."""
+
+    def __init__(self, member: Membership, store: Store, timeout: float):
+        self._member, self._store, self._timeout = member, store, timeout
+        self._period = min(max(timeout / 20, 0.2), 5.0)
+        now = time.monotonic()
+        self._beats = 0
+        self._at = {"phase": "starting", "step": None, "moves": 0}
+        self._limited, self._moved = False, now
+        self._heard = {index: (None, now) for index in range(member.count) if index != member.index}
+        self._state: dict[int, dict] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begins watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends watching; the other hosts will hear nothing more."""
+        self._end.set()
+        self._thread.join(timeout=10)
+
+    def progress(self, phase: str, step: int | None = None, *, limited: bool = True) -> None:
+        """This host has come to ``phase`` (and step); it must come further within the timeout if ``limited``."""
+        self._at = {"phase": phase, "step": step, "moves": self._at["moves"] + 1}
+        self._limited, self._moved = limited, time.monotonic()
+
+    def leave(self, reason: str, code: int) -> None:
+        """Says why this host ends, and with which exit code the others should end too.
+
+        Host 0, whose end takes the store away, gives the others time to read it.
+        """
+        self._end.set()
+        try:
+            self._store.put(f"left/{self._member.index}", json.dumps({"reason": reason, "code": code}))
+        except Exception:  # the store is gone, and everybody knows
+            return
+        if self._member.index == 0:
+            time.sleep(3 * self._period)
+
+    def blame(self) -> str:
+        """Waits a few heartbeats for a host to fall silent; returns who it is, or "" if all go on."""
+        deadline = time.monotonic() + 8 * self._period
+        while time.monotonic() < deadline:
+            _, verdict = self._left()
+            verdict = verdict or self._silent(4 * self._period)
+            if verdict:
+                return verdict
+            time.sleep(self._period / 4)
+        return ""
+
+    def _run(self) -> None:
+        while not self._end.wait(self._period):
+            try:
+                self._beat()
+            except Exception as error:
+                # Host 0 is gone: jax aborts the process about now, and `hosts` explains it.
+                if self._end.wait(2 * self._period):
+                    return
+                self._finish(f"{self._member.name(0)}, which coordinates the hosts, does not answer: {_first(error)}")
+            code, verdict = self._left()
+            verdict = verdict or self._silent(self._timeout) or self._stuck()
+            if verdict:
+                self._finish(verdict, code)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.put(f"beat/{self._member.index}", json.dumps({"beat": self._beats, **self._at}))
+        now = time.monotonic()
+        for key, value in self._store.under("beat").items():
+            index, said = int(key), json.loads(value)
+            self._state[index] = said
+            if index in self._heard and said["beat"] != self._heard[index][0]:
+                self._heard[index] = (said["beat"], now)
+
+    def _left(self) -> tuple[int, str]:
+        """The exit code and the message that the first host which has left leaves behind, or 1 and ""."""
+        try:
+            left = self._store.under("left")
+        except Exception:
+            return 1, ""
+        for index, value in left.items():
+            said = json.loads(value)
+            return said["code"], f"{self._member.name(int(index))} has stopped: {said['reason']}"
+        return 1, ""
+
+    def _silent(self, seconds: float) -> str:
+        now = time.monotonic()
+        silent = [index for index, (_, when) in self._heard.items() if now - when > seconds]
+        return f"{self._describe(silent)} cannot be heard any more" if silent else ""
+
+    def _stuck(self) -> str:
+        waited = time.monotonic() - self._moved
+        if not self._limited or waited < self._timeout:
+            return ""
+        least = min(self._state.values(), key=lambda said: said["moves"])["moves"]
+        behind = [index for index, said in self._state.items() if said["moves"] == least]
+        return f"no progress for {waited:.0f} s (config.hosts.timeout_seconds); behind: {self._describe(behind)}"
+
+    def _describe(self, indices: list[int]) -> str:
+        def one(index: int) -> str:
+            said = self._state.get(index, {"phase": "not started", "step": None})
+            step = "" if said["step"] is None else f" step {said['step']}"
+            return f"{self._member.name(index)}, last {said['phase']}{step}"
+
+        return "; ".join(one(index) for index in sorted(indices))
+
+    def _finish(self, verdict: str, code: int = 1) -> None:
+        print(f"error: {' '.join(verdict.split())}", file=sys.stderr, flush=True)
+        os._exit(code)
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
