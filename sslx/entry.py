@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ml_collections
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
@@ -46,7 +47,7 @@ for _kind, _parser, _expected in (
     config_flags.register_flag_parser_for_type(_kind, _ValueParser(_parser, _expected))
 
 
-def run(main: Callable[[ml_collections.ConfigDict, Path], None], *, needs_workdir: bool = True) -> None:
+def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None], *, needs_workdir: bool = True) -> None:
     """Parses ``--config`` (and ``--workdir``, default ``runs/<config name>``), then calls ``main(config, workdir)``."""
     config = config_flags.DEFINE_config_file("config", None, "Config file, with an optional argument: FILE.py[:ARG]")
     workdir = flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>") if needs_workdir else None
@@ -54,7 +55,7 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None], *, needs_workdi
     def start(_: list[str]) -> None:
         given = workdir.value if workdir is not None else ""
         folder = given or f"runs/{_config_file(sys.argv).stem}"
-        main(config.value, Path(folder))
+        main(config.value, epath.Path(folder))
 
     # Orbax warns of choices made on purpose, and logs the traceback of what it then raises.
     logging.set_verbosity(logging.FATAL)

@@ -8,18 +8,19 @@ the run and nothing else, which makes it the baseline of that run.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import ml_collections
+from etils.epath import Path
 
 from sslx import entry
 from sslx.errors import UserError
 from sslx.runtime import display, is_first_process
 from sslx.session import Session, hosts_config, train
+from sslx.storage import check, write_figure, write_text
 from sslx.tasks import TASKS
 from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch
-from sslx.train.run_folder import read_config, write_text
+from sslx.train.run_folder import read_config
 from sslx.train.sharding import on_mesh
 
 
@@ -34,6 +35,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     like = init.partition(":")[2] if from_scratch(init) else init
     tokenizer = None
     if like:
+        check(like)
         source = read_config(Path(like))
         # What the parameters mean comes from the run; how they are computed with may be said anew.
         written["model"] = source["model"] | {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
@@ -61,7 +63,7 @@ def _report(session: Session, workdir: Path) -> None:
     if is_first_process():
         write_text(workdir / "report.json", json.dumps(values, indent=2) + "\n")
         for name, figure in report.figures.items():
-            figure.savefig(workdir / f"{name}.png", dpi=130)
+            write_figure(workdir / f"{name}.png", figure)
     say(report.text)
     summary = "  ".join(f"{split}/{name} {value:.4f}" for name, value in metrics.items())
     say(f"best checkpoint: step {int(state.step)}  {summary}")

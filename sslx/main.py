@@ -5,14 +5,14 @@ The same command resumes a run that was interrupted, and goes on with a finished
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_collections
+from etils.epath import Path
 
 from sslx import entry
 from sslx.pretext import PRETEXTS
 from sslx.runtime import display
 from sslx.session import Session, hosts_config, train
+from sslx.storage import check
 from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch
 from sslx.train.run_folder import read_config
@@ -25,6 +25,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     with joined(hosts_config(written)):
         init, tokenizer = written.get("init", ""), None
         if not from_scratch(init):
+            check(init)
             read_config(Path(init))  # names the nearest run if there is none
             tokenizer = Path(init) / "tokenizer"  # its embeddings mean nothing under another vocabulary
         session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=tokenizer, title=title)

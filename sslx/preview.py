@@ -12,7 +12,6 @@ import numpy as np
 
 from sslx import entry
 from sslx.config import load_class
-from sslx.data.rows import RowOrder
 from sslx.objective import Objective
 from sslx.pretext import PRETEXTS
 from sslx.runtime import configure
@@ -31,7 +30,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     written |= dataclasses.asdict(run)
     objective_class = load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name", Objective)
     objective, data = objective_class.prepare(written)
-    ids = RowOrder(len(data.train), seed=run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
+    ids = data.train.order(run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
     batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
     step = jnp.zeros((), jnp.int32)
     key = train_keys(run.seed, step)[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from sslx.data.cache import cache_folder
+from sslx.storage import is_remote
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -50,8 +51,10 @@ def describe_devices() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"
 
 
-def display(path: Path) -> str:
+def display(path: os.PathLike[str]) -> str:
     """A path as a person would type it from here."""
+    if is_remote(path):
+        return str(path)
     with contextlib.suppress(ValueError):
         return str(Path(path).absolute().relative_to(Path.cwd()))
     return str(path)

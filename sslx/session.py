@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path as LocalPath
 from typing import Any
+
+from etils.epath import Path
 
 from sslx.config import HostsConfig, RunConfig, build, load_class
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
+from sslx.storage import check, local_copy, upload
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, together
 from sslx.train.initialise import from_scratch, load_encoder
@@ -53,6 +57,7 @@ def train(
       UserError: anything the user can mend.
     """
     with together("preparing"):
+        check(workdir)
         configure()
         # What cannot be is told before what differs from an earlier run in this folder.
         written = resolve(workdir, {**written, **dataclasses.asdict(run_config(written, part))})
@@ -62,7 +67,7 @@ def train(
         resumes = has_checkpoint(workdir)
         if resumes and (workdir / "tokenizer").is_dir():
             tokenizer = workdir / "tokenizer"
-        objective, data = objective_class.prepare(written, str(tokenizer) if tokenizer else None)
+        objective, data = objective_class.prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
         trainer = Trainer(config, objective, data)
         _check_best_metric(trainer)
         notes, start = list(trainer.program.notes), None
@@ -78,7 +83,9 @@ def train(
                 stack.enter_context(exclusive(workdir))
                 write_config(workdir, written)
                 if not (workdir / "tokenizer").is_dir():
-                    data.save(workdir)
+                    with tempfile.TemporaryDirectory() as made:
+                        data.save(LocalPath(made))
+                        upload(LocalPath(made), workdir)
         with together("looking for the run folder"):
             check_shared(workdir)
         console.header(title, _header(config, written, workdir, trainer, data.statistics))

@@ -130,3 +130,14 @@ def packed_rows():
         return batch | {"row": 100 + np.arange(rows, dtype=np.int32)}
 
     return make
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """``gs://bucket`` of an emulator."""
+    import object_store
+
+    with object_store.serving("bucket") as address:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            monkeypatch.setenv(name, address)
+        yield "gs://bucket"

@@ -1,8 +1,11 @@
 """Runs command line entries as real processes, without paying the seconds that importing JAX takes for each.
 
 The server imports what the entries import, then forks: a child has its own arguments, folder and streams, runs
-``python -m MODULE`` to its exit code, and makes its own devices. One JSON object a line comes in on stdin: ``module``,
-``arguments``, ``folder``, ``output`` and optionally ``environment``. One exit code a line goes out.
+``python -m MODULE`` to its exit code, and makes its own devices. A JSON object a line comes in on stdin, one goes out:
+
+- ``module``, ``arguments``, ``folder``, ``output`` and optionally ``environment`` run to the end: its exit code.
+- The same with ``background`` goes on by itself: its process id.
+- ``poll`` and such a process id: its exit code, minus the signal's number where one ended it, or null while it runs.
 """
 
 from __future__ import annotations
@@ -42,10 +45,16 @@ def child(job: dict) -> int:
 
 
 for line in sys.stdin:
+    job = json.loads(line)
+    if "poll" in job:
+        ended, status = os.waitpid(job["poll"], os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+        continue
     process = os.fork()
     if process == 0:
-        code = child(json.loads(line))
+        code = child(job)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    code = None if job.get("background") else os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    print(json.dumps(process if code is None else code), flush=True)

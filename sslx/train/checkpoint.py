@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
 from sslx.config import CheckpointConfig
 from sslx.errors import UserError
+from sslx.storage import absolute
 from sslx.train.hosts import agree, together
 from sslx.train.step import TrainState
 
@@ -37,7 +37,7 @@ class Checkpoints:
     """The checkpoints of one run folder."""
 
     def __init__(self, run: Path, config: CheckpointConfig):
-        self._folder = Path(run).absolute() / "checkpoints"
+        self._folder = absolute(run) / "checkpoints"
         self._config = config
         self._manager: ocp.CheckpointManager | None = None
 
@@ -168,7 +168,7 @@ class Checkpoints:
             if reason is None and not isinstance(error, OSError):
                 raise
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
+                partial.rmtree(missing_ok=True)
             kept = f"step {self.steps()[-1]} is safe" if self.steps() else "no earlier checkpoint"
             raise UserError(
                 f"cannot write a checkpoint in {self._folder}: {reason or _first_line(error)}; {kept}"
@@ -192,7 +192,7 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
     Raises:
       UserError: the run has no checkpoint, or it cannot be read.
     """
-    folder = Path(run).absolute() / "checkpoints"
+    folder = absolute(run) / "checkpoints"
     steps = saved_steps(folder)
     if not steps:
         raise UserError(f"no checkpoint in {folder}; expected checkpoints/<step>/ of a run that has saved")
@@ -229,7 +229,7 @@ def _digest(everywhere: jax.sharding.Sharding) -> Callable[[TrainState], jax.Arr
 
 def _move_aside(path: Path) -> None:
     target = path.with_name(f"{path.name}.damaged")
-    shutil.rmtree(target, ignore_errors=True)
+    target.rmtree(missing_ok=True)
     path.rename(target)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from pathlib import Path
+import time
+from pathlib import Path as LocalPath
 from typing import Any
 
 import jax
+from etils.epath import Path
 from tensorboardX import SummaryWriter
 
 from sslx.errors import UserError
-from sslx.train.run_folder import write_text
+from sslx.storage import absolute, is_remote, staging, write_bytes, write_figure, write_text
+
+UPLOAD_SECONDS = 60  # between copies of the metrics to remote storage
 
 
 class MetricsWriter:
@@ -23,17 +27,19 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, resumed_from: int, wandb_project: str = "", config: dict[str, Any] | None = None):
-        self._path, self._writes = Path(run) / "metrics.jsonl", jax.process_index() == 0
+        self._run, self._writes = run, jax.process_index() == 0
         if not self._writes:
             return
+        self._folder, self._uploaded = staging(run), time.monotonic()
+        self._path = self._folder / "metrics.jsonl"
         kept = [record for record in read_metrics(run) if record["step"] <= resumed_from]
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         try:
             self._file = open(self._path, "a", encoding="utf8")  # noqa: SIM115  (open as long as the run)
-            self._board = SummaryWriter(str(run), purge_step=resumed_from + 1)
+            self._board = SummaryWriter(str(self._folder), purge_step=resumed_from + 1)
         except OSError as error:
             raise UserError(f"cannot write in {run}: {error.strerror or error}") from None
-        self._wandb = _start_wandb(run, wandb_project, config) if wandb_project else None
+        self._wandb = _start_wandb(run, self._folder, wandb_project, config) if wandb_project else None
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes values of a step, with all their digits.
@@ -52,6 +58,8 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+        if is_remote(self._run) and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            self._upload()
 
     def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
         """Writes a table as TensorBoard text."""
@@ -66,8 +74,16 @@ class MetricsWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._board.close()
+        if is_remote(self._run):
+            self._upload()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _upload(self) -> None:
+        # An object cannot be appended to, so the files go up whole.
+        for file in (self._path, *self._folder.glob("events.*")):
+            write_bytes(Path(self._run) / file.name, file.read_bytes())
+        self._uploaded = time.monotonic()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -76,7 +92,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf8", errors="replace").splitlines():
+    for line in path.read_bytes().decode("utf8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -132,7 +148,7 @@ def draw_curves(run: Path, chance: float | None) -> Path | None:
         if len(names) > 1:
             axes.legend(fontsize=8)
     path = Path(run) / "curves.png"
-    figure.savefig(path, dpi=130)
+    write_figure(path, figure)
     return path
 
 
@@ -146,12 +162,12 @@ def require_wandb(project: str) -> None:
         raise UserError(f"config.log.wandb={project!r} needs Weights & Biases: pip install 'sslx[wandb]'")
 
 
-def _start_wandb(run: Path, project: str, config: dict[str, Any] | None) -> Any:
+def _start_wandb(run: Path, folder: LocalPath, project: str, config: dict[str, Any] | None) -> Any:
     import wandb
 
     # The id stays in the folder, so that a resumed run goes on in the same chart and no other run does.
     path = Path(run) / "wandb_id"
     if not path.is_file():
         write_text(path, wandb.util.generate_id())
-    name, key = Path(run).absolute().name, path.read_text(encoding="utf8")
-    return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(run), config=config)
+    name, key = absolute(run).name, path.read_text()
+    return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(folder), config=config)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import filelock
+from etils.epath import Path
 
 from sslx.config import differences, may_change
 from sslx.errors import UserError, nearest
+from sslx.storage import absolute, is_remote, write_text
 
 PACKAGES = (
     "sslx",
@@ -36,28 +35,6 @@ PACKAGES = (
 )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      UserError: the folder cannot be written, or the disk is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as f:
-            temporary = f.name
-            f.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run.
 
@@ -66,7 +43,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = Path(run) / "config.json"
     if not path.is_file():
-        around = Path(run).absolute().parent
+        around = absolute(run).parent
         runs = [str(Path(run).parent / p.parent.name) for p in around.glob("*/config.json")] if around.is_dir() else []
         raise UserError(
             f"no run in {str(run)!r}: expected a folder with config.json and checkpoints; {nearest(str(run), runs)}"
@@ -134,13 +111,16 @@ def check_shared(run: Path, patience: float = 30.0) -> None:
 
 @contextlib.contextmanager
 def exclusive(run: Path) -> Iterator[None]:
-    """Creates the folder and holds it, so that no second process trains into it.
+    """Creates the folder and holds it, so that no second process trains into it (object stores have no locks).
 
     Raises:
       UserError: another process holds it, or it cannot be created.
     """
     try:
         Path(run).mkdir(parents=True, exist_ok=True)
+        if is_remote(run):
+            yield
+            return
         lock = filelock.FileLock(Path(run) / ".lock")
         lock.acquire(blocking=False)
     except filelock.Timeout:

@@ -32,6 +32,7 @@ def measure_sslx(steps: int) -> dict[str, float]:
     import numpy as np
 
     from sslx.config import OptimizerConfig, RunConfig
+    from sslx.data.rows import RowOrder
     from sslx.data.tokenizer import Vocabulary
     from sslx.models.bert import BertConfig
     from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
@@ -42,6 +43,9 @@ def measure_sslx(steps: int) -> dict[str, float]:
     class RandomRows:
         def __len__(self) -> int:
             return 10 * ROWS
+
+        def order(self, seed: int) -> RowOrder:
+            return RowOrder(len(self), seed)
 
         def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
             tokens = np.random.default_rng(0).integers(5, VOCABULARY, (len(ids), LENGTH), dtype=np.int32)
