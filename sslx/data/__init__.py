@@ -7,9 +7,13 @@
 - ``near_duplicates``: finds documents that nearly repeat each other, so that evaluation text is not training text
 - ``tokenizer``: trains or loads a tokenizer and describes its vocabulary
 - ``tokens``: tokenises a source into one flat array on disk, with document and sentence offsets
+- ``token_shards``: tokenises a source in several processes or with Apache Beam, to the same bytes
 - ``packing``: plans which pieces of the tokens make each row: packed, or a document a row
 - ``pairs``: plans sentence pairs for next-sentence and sentence-order prediction
 - ``rows``: reads any rows of a plan as NumPy batches, and gives the shuffled order of an endless run
+- ``stored_rows``: writes rows as a folder of large blocks, on a disk or on ``gs://``, and reads them from there
+- ``block_cache``: reads blocks ahead with threads, each once however many ask, and keeps those used last
+- ``block_order``: the shuffled order for far storage: blocks, then rows inside a window of blocks
 - ``text``: from a text config to prepared rows: all of the above
 - ``batches``: puts the rows of a step on the devices that its sharding assigns them to
 """

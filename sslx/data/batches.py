@@ -26,6 +26,10 @@ class RandomAccessRows(Protocol):
         """Arrays ``[len(row_ids), ...]`` of the rows with these ids, int64[n]."""
         ...
 
+    def order(self, seed: int) -> RowOrder:
+        """The order in which training takes the rows: what is cheap to read decides how far they are shuffled."""
+        ...
+
 
 class RowOrder(Protocol):
     """Which row stands at which position of an endless sequence of shuffled epochs."""

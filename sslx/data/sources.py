@@ -24,7 +24,7 @@ from sslx.data.files import FileRecords, content_of, decoded, matching_files
 from sslx.errors import UserError, nearest
 
 SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "csv": (".csv",), "jsonl": (".jsonl",)}
-SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", "text:GLOB", "csv:GLOB", "jsonl:GLOB")
+SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", "text:GLOB", "csv:GLOB", "jsonl:GLOB", "rows:FOLDER")
 SLICE_SEED = 20181011
 
 
@@ -168,6 +168,8 @@ def open_collection(
         return _open_tfds(spec, builder, python_docs.fingerprint(), text_field, label_field)
     if scheme == "tfds" and rest:
         return _open_tfds(spec, _prepared_builder(rest, tfds_dir), "", text_field, label_field)
+    if scheme == "rows" and rest:
+        raise UserError(f"{spec} holds prepared rows and no documents; they are read as they are, by training alone")
     if scheme not in SUFFIXES or not rest:
         form = f"{scheme}:GLOB" if rest else spec
         raise UserError(f"unknown data source {spec!r}; {nearest(form, SPEC_FORMS)}")

@@ -1,6 +1,7 @@
 """From a text config to rows ready for training: open, tokenise, plan; each step is cached under ``cache_dir``.
 
-In: a `TextConfig` and the layout that the objective needs. Out: `PreparedText`.
+In: a `TextConfig` and the layout that the objective needs. Out: `PreparedText`. A source ``rows:FOLDER`` has been
+through all of it (`stored_rows.write_rows`) and is only opened.
 
 If the splits are left at ``train`` and ``validation`` and the source has no ``validation`` (files have only
 ``train``), a random 2 % of ``train`` are held out (``train[98%:]``; at least one document) and the rest is trained
@@ -22,6 +23,7 @@ from sslx.data.packing import documents_plan, packed_plan
 from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
 from sslx.data.sources import Collection, Source, open_collection
+from sslx.data.stored_rows import StoredRows, open_rows, tokenizer_folder
 from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
 from sslx.data.tokens import TokenCorpus, tokenize_corpus
 from sslx.errors import UserError, choose
@@ -31,13 +33,14 @@ if TYPE_CHECKING:
 
 Layout = Literal["packed", "nsp", "sop", "documents"]
 MIN_SEQ_LEN = 8
+ROWS = "rows:"
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """``config.data`` of text experiments."""
 
-    source: str = "python_docs"  # or tfds:NAME[/CONFIG], text:GLOB, csv:GLOB, jsonl:GLOB
+    source: str = "python_docs"  # or tfds:NAME[/CONFIG], text:GLOB, csv:GLOB, jsonl:GLOB, rows:FOLDER
     train_split: str = "train"  # TFDS slices, also for files
     eval_split: str = "validation"
     test_split: str = ""  # "" = none
@@ -57,13 +60,14 @@ class PreparedText:
     (nats, of the eval split's tokens: what a model that knows only frequencies reaches) and ``fingerprint`` (of all
     the data)."""
 
-    train: TextRows
-    eval: TextRows
-    test: TextRows | None
+    train: TextRows | StoredRows
+    eval: TextRows | StoredRows
+    test: TextRows | StoredRows | None
     tokenizer: PreTrainedTokenizerFast
     vocabulary: Vocabulary
     label_names: tuple[str, ...] | None
     statistics: dict[str, Any]
+    layout: Layout
 
     def save(self, folder: Path) -> None:
         """Writes ``folder/tokenizer/``, which later readers of a run need."""
@@ -90,26 +94,10 @@ def prepare_text(
       UserError: whatever the source, the splits, the tokenizer or the cache do not allow.
     """
     choose(layout, ("packed", "nsp", "sop", "documents"), "text layout")
-    if config.seq_len < MIN_SEQ_LEN:
-        raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     cache_dir = cache_folder(config.cache_dir)
-    collection = open_collection(
-        config.source,
-        text_field=config.text_field,
-        label_field=config.label_field,
-        cache_dir=cache_dir,
-        tfds_dir=config.tfds_dir or None,
-    )
-    splits = _splits(config, collection)
-    collection.check_disjoint(splits)
-    sources: dict[str, Source] = {role: collection.slice(split) for role, split in splits.items()}
-    tokenizer = load_tokenizer(
-        tokenizer_override or config.tokenizer,
-        sources["train"],
-        vocab_size=config.vocab_size,
-        lowercase=config.lowercase,
-        cache_dir=cache_dir,
-    )
+    if config.source.startswith(ROWS) and config.source != ROWS:
+        return _stored(config, layout, tokenizer_override, cache_dir)
+    collection, sources, tokenizer = open_text(config, tokenizer_override)
     words = vocabulary(tokenizer)
     rows, statistics = {}, {}
     for role, source in sources.items():
@@ -128,7 +116,81 @@ def prepare_text(
     corpora = {role: text_rows.corpus.fingerprint for role, text_rows in rows.items()}
     statistics["fingerprint"] = hash_of(corpora, layout, config.seq_len, seed if layout in ("nsp", "sop") else None)
     return PreparedText(
-        rows["train"], rows["eval"], rows.get("test"), tokenizer, words, collection.label_names, statistics
+        rows["train"], rows["eval"], rows.get("test"), tokenizer, words, collection.label_names, statistics, layout
+    )
+
+
+def _stored(config: TextConfig, layout: Layout, tokenizer_override: str | None, cache_dir: Path) -> PreparedText:
+    """Opens rows that were written; refuses what the config wants otherwise than they were."""
+    folder, meta = open_rows(config.source.removeprefix(ROWS))
+    if meta.layout != layout:
+        raise UserError(
+            f"{folder} holds rows of layout {meta.layout!r} and this config needs {layout!r}; prepare others"
+        )
+    if meta.seq_len != config.seq_len:
+        raise UserError(
+            f"config.data.seq_len={config.seq_len}, but the rows in {folder} were prepared with {meta.seq_len}; "
+            f"set it to {meta.seq_len}, or prepare others"
+        )
+    for role in ("train", "eval", "test"):
+        wanted, written = getattr(config, f"{role}_split"), meta.statistics.get(f"{role}_split", "none")
+        if wanted not in (written, getattr(TextConfig, f"{role}_split")):
+            raise UserError(
+                f"config.data.{role}_split={wanted!r}, but the rows in {folder} were prepared with {written!r}; "
+                "leave it out, or prepare others"
+            )
+    given = tokenizer_override or (config.tokenizer if config.tokenizer != TextConfig.tokenizer else "")
+    spec = given or str(tokenizer_folder(folder, meta, cache_dir))
+    tokenizer = load_tokenizer(
+        spec, None, vocab_size=config.vocab_size, lowercase=config.lowercase, cache_dir=cache_dir
+    )
+    words = vocabulary(tokenizer)
+    if words.fingerprint != meta.vocabulary:
+        raise UserError(
+            f"the rows in {folder} were prepared with another tokenizer than {spec}; prepare others with it"
+        )
+    rows = {role: StoredRows(folder, meta, role) for role in meta.rows}
+    return PreparedText(
+        rows["train"], rows["eval"], rows.get("test"), tokenizer, words, meta.label_names, meta.statistics, layout
+    )
+
+
+def open_text(
+    config: TextConfig, tokenizer_override: str | None = None
+) -> tuple[Collection, dict[str, Source], PreTrainedTokenizerFast]:
+    """Opens what a config names, as far as is known before anything is tokenised.
+
+    Returns:
+      The collection, its slices by role (``train``, ``eval`` and perhaps ``test``), and the tokenizer (trained if need
+      be).
+
+    Raises:
+      UserError: as `prepare_text`.
+    """
+    if config.seq_len < MIN_SEQ_LEN:
+        raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
+    collection = text_collection(config)
+    splits = _splits(config, collection)
+    collection.check_disjoint(splits)
+    sources = {role: collection.slice(split) for role, split in splits.items()}
+    tokenizer = load_tokenizer(
+        tokenizer_override or config.tokenizer,
+        sources["train"],
+        vocab_size=config.vocab_size,
+        lowercase=config.lowercase,
+        cache_dir=cache_folder(config.cache_dir),
+    )
+    return collection, sources, tokenizer
+
+
+def text_collection(config: TextConfig) -> Collection:
+    """Opens everything that ``config.source`` names."""
+    return open_collection(
+        config.source,
+        text_field=config.text_field,
+        label_field=config.label_field,
+        cache_dir=cache_folder(config.cache_dir),
+        tfds_dir=config.tfds_dir or None,
     )
 
 

@@ -1,0 +1,351 @@
+"""Prepared rows as a folder that any number of hosts read directly, on a disk or on ``gs://``.
+
+In: a `PreparedText`, which `write_rows` lays out in a folder. Out: `open_rows` gives `StoredRows`, whose ``fetch``
+returns what the `TextRows` returned that were written. The folder holds
+
+- ``train-00000.rows``, …: blocks of 256 rows, each one contiguous range of a file, so that one read brings all of them.
+  A row is a record of fields, each in the smallest type that holds it; the last block is filled up with zeros.
+  Positions are not stored: they count from where their segment starts.
+- ``tokenizer/``, and ``meta.json``, which is written last: a folder without it is incomplete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from sslx.data.block_cache import Block, BlockCache, Read, read_range, storage
+from sslx.data.block_order import BlockOrder
+from sslx.data.cache import hash_of, prepare_once
+from sslx.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from sslx.data.rows import TextRows
+    from sslx.data.text import PreparedText
+
+FORMAT = 1
+BLOCK_ROWS = 256
+WINDOW_BLOCKS = 64  # of the order: 16,384 rows
+SHARD_BYTES = 1 << 28
+READ_AHEAD = 16  # blocks, where rows are read in their order
+DERIVED = "positions"
+
+
+class Column(NamedTuple):
+    """One field of a row, of NumPy's ``dtype``, byte order included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What ``meta.json`` says. ``rows``: how many there are of ``train``, ``eval`` and, if any, ``test``.
+
+    Blocks and windows are said here too, so that a folder's order stays what it was.
+    """
+
+    format: int
+    layout: str
+    seq_len: int
+    columns: tuple[Column, ...]
+    block_rows: int
+    window_blocks: int
+    blocks_per_shard: int
+    rows: dict[str, int]
+    vocabulary: str  # fingerprint of the tokenizer's
+    label_names: tuple[str, ...] | None
+    statistics: dict[str, Any]
+    fingerprint: str
+
+    @functools.cached_property
+    def row_type(self) -> np.dtype:
+        return np.dtype([tuple(column) for column in self.columns])
+
+    @functools.cached_property
+    def block_bytes(self) -> int:
+        return self.block_rows * self.row_type.itemsize
+
+    def blocks(self, role: str) -> int:
+        return -(-self.rows[role] // self.block_rows)
+
+    def block(self, folder: str, role: str, number: int) -> Block:
+        """Where a block lies."""
+        shard, place = divmod(number, self.blocks_per_shard)
+        return Block(f"{folder}/{role}-{shard:05d}.rows", place * self.block_bytes, self.block_bytes)
+
+
+class StoredRows:
+    """Random access to the rows of one role (``train``, ``eval``, ``test``) of a folder.
+
+    Args:
+      folder: a path or URL.
+      meta: what the folder says of itself.
+      role: which rows.
+      read: reads a range of a file.
+      cache_bytes: what may be kept in memory; by default two windows of the order, which is enough to read each block
+        once an epoch.
+    """
+
+    def __init__(self, folder: str, meta: Meta, role: str, *, read: Read = read_range, cache_bytes: int | None = None):
+        self._folder, self._meta, self._role = folder, meta, role
+        self.cache = BlockCache(read, cache_bytes or 2 * meta.window_blocks * meta.block_bytes)
+
+    def __len__(self) -> int:
+        return self._meta.rows[self._role]
+
+    @property
+    def seq_len(self) -> int:
+        return self._meta.seq_len
+
+    def order(self, seed: int) -> ReadAheadOrder:
+        """Returns the order in which training takes the rows; asking it for rows starts reading their blocks."""
+        meta = self._meta
+        order = BlockOrder(len(self), seed, block_rows=meta.block_rows, window_blocks=meta.window_blocks)
+        return ReadAheadOrder(self, order)
+
+    def prefetch(self, blocks: Int64[np.ndarray, " blocks"]) -> None:
+        """Starts reading blocks by number, soonest needed first; does not wait."""
+        self.cache.prefetch(self._place(number) for number in blocks.tolist())
+
+    def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> Mapping[str, Int[np.ndarray, "n ..."]]:
+        """Reads rows.
+
+        Returns:
+          int32 arrays, as `TextRows.fetch`.
+
+        Raises:
+          IndexError: a row id is beyond the rows.
+          UserError: a file cannot be read.
+        """
+        row_ids = np.asarray(row_ids, dtype=np.int64)
+        if len(row_ids) and not 0 <= row_ids.min() <= row_ids.max() < len(self):
+            raise IndexError(f"row ids from {row_ids.min()} to {row_ids.max()} of {len(self)} rows")
+        numbers, places = np.divmod(row_ids, self._meta.block_rows)
+        wanted, which = np.unique(numbers, return_inverse=True)
+        by_block = np.argsort(which, kind="stable")
+        bounds = np.searchsorted(which[by_block], np.arange(len(wanted) + 1))
+        if len(row_ids) > 1 and (np.diff(row_ids) == 1).all():
+            stop = min(wanted[-1] + 1 + READ_AHEAD, self._meta.blocks(self._role))
+            self.prefetch(np.arange(wanted[0], stop))
+        blocks = self.cache.get(self._place(number) for number in wanted.tolist())
+        rows = np.empty(len(row_ids), self._meta.row_type)
+        for block, (low, high) in zip(blocks, itertools.pairwise(bounds), strict=True):
+            here = by_block[low:high]
+            rows[here] = np.frombuffer(block, rows.dtype)[places[here]]
+        batch = {name: rows[name].astype(np.int32) for name in rows.dtype.names}
+        return batch | {DERIVED: positions_of(batch["segment_ids"])}
+
+    def _place(self, number: int) -> Block:
+        return self._meta.block(self._folder, self._role, number)
+
+
+class ReadAheadOrder:
+    """A `BlockOrder` that has the blocks of the rows it names, and of those soon after, read by then."""
+
+    def __init__(self, rows: StoredRows, order: BlockOrder):
+        self._rows, self._order = rows, order
+        self._asked = np.empty(0, np.int64)
+
+    def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Returns the row at each position of the sequence; pure, and random access to any epoch."""
+        if len(positions):
+            blocks = self._order.blocks_at(positions)
+            if not np.array_equal(blocks, self._asked):
+                self._asked = blocks
+                self._rows.prefetch(blocks)
+        return self._order.rows_at(positions)
+
+
+def positions_of(segment_ids: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n length"]:
+    """Counts from 0 in each segment; 0 where padded."""
+    places = np.arange(segment_ids.shape[1], dtype=np.int32)
+    starts = np.zeros(segment_ids.shape, np.int32)
+    np.multiply(segment_ids[:, 1:] != segment_ids[:, :-1], places[1:], out=starts[:, 1:])
+    np.maximum.accumulate(starts, axis=1, out=starts)
+    return np.where(segment_ids > 0, places - starts, 0).astype(np.int32)
+
+
+def write_rows(
+    prepared: PreparedText,
+    folder: str | os.PathLike[str],
+    *,
+    block_rows: int = BLOCK_ROWS,
+    window_blocks: int = WINDOW_BLOCKS,
+) -> None:
+    """Writes all rows, the tokenizer and then ``meta.json``.
+
+    What an interrupted call has left in the folder is replaced.
+
+    Args:
+      prepared: what to write.
+      folder: a path or URL.
+      block_rows: rows read at once.
+      window_blocks: blocks among which training shuffles rows; its readers keep two such windows in memory.
+
+    Raises:
+      UserError: the folder already holds prepared rows or anything else, or cannot be written.
+    """
+    folder = _written(folder)
+    files, root = storage(folder)
+    meta = _describe(prepared, block_rows, window_blocks)
+    try:
+        _make_room(files, root, folder)
+        for role in meta.rows:
+            _write_role(getattr(prepared, role), meta, role, files, root)
+        with tempfile.TemporaryDirectory() as temporary:
+            prepared.tokenizer.save_pretrained(temporary)
+            files.makedirs(f"{root}/tokenizer", exist_ok=True)
+            for file in sorted(Path(temporary).iterdir()):
+                files.pipe_file(f"{root}/tokenizer/{file.name}", file.read_bytes())
+        files.pipe_file(f"{root}/meta.json", json.dumps(dataclasses.asdict(meta), indent=1).encode())
+    except UserError:
+        raise
+    except Exception as error:  # each storage has its own kinds
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot write prepared rows to {folder}: {reason}") from error
+
+
+def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
+    """Reads what a folder holds.
+
+    Returns:
+      The folder as `StoredRows` takes it, and its description.
+
+    Raises:
+      UserError: there is no such folder, it is incomplete, or of another format.
+    """
+    folder = _written(folder)
+    files, root = storage(folder)
+    try:
+        text = files.cat_file(f"{root}/meta.json")
+    except FileNotFoundError:
+        raise UserError(_missing(files, root, folder)) from None
+    except Exception as error:  # credentials, network; each storage has its own kinds
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot read {folder}/meta.json: {reason}") from error
+    try:
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise UserError(
+                f"{folder} holds prepared rows of format {found['format']}, expected {FORMAT}; prepare them again"
+            )
+        columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape in found["columns"])
+        names = tuple(found["label_names"]) if found["label_names"] else None
+        return folder, Meta(**found | {"columns": columns, "label_names": names})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/meta.json is damaged or not of prepared rows; prepare them again") from error
+
+
+def tokenizer_folder(folder: str, meta: Meta, cache_dir: str | os.PathLike[str]) -> Path:
+    """Returns a local folder with the rows' tokenizer, copied once if the rows are elsewhere.
+
+    Raises:
+      UserError: it cannot be read, or the cache cannot be written.
+    """
+    files, root = storage(f"{folder}/tokenizer")
+
+    def copy(to: Path) -> None:
+        for name in files.ls(root, detail=False):
+            (to / os.path.basename(name)).write_bytes(files.cat_file(name))
+
+    try:
+        return prepare_once(cache_dir, f"tokenizer-{hash_of(meta.fingerprint, meta.vocabulary)}", copy)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read {folder}/tokenizer: {error}") from error
+
+
+def _written(folder: str | os.PathLike[str]) -> str:
+    folder = os.fspath(folder)
+    folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
+    return folder.rstrip("/")
+
+
+def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Meta:
+    seq_len = prepared.train.seq_len
+    small = {
+        "tokens": "<u2" if prepared.vocabulary.size <= 1 << 16 else "<u4",
+        # A segment has at least three tokens: [CLS], one of text and [SEP].
+        "segment_ids": "|u1" if seq_len // 3 < 1 << 8 else "<u2",
+        "token_types": "|u1",
+        "sentence_label": "|u1",
+        "label": "<i4",
+    }
+    sample = prepared.train.fetch(np.zeros(1, np.int64))
+    columns = tuple(Column(name, small[name], sample[name].shape[1:]) for name in sample if name != DERIVED)
+    sets = {"train": prepared.train, "eval": prepared.eval, "test": prepared.test}
+    row_bytes = np.dtype([tuple(column) for column in columns]).itemsize
+    # The order is part of what a resumed run relies on, and it is not that of rows read from their tokens.
+    fingerprint = hash_of("rows", FORMAT, prepared.statistics["fingerprint"], block_rows, window_blocks)
+    return Meta(
+        format=FORMAT,
+        layout=prepared.layout,
+        seq_len=seq_len,
+        columns=columns,
+        block_rows=block_rows,
+        window_blocks=window_blocks,
+        blocks_per_shard=max(1, SHARD_BYTES // (block_rows * row_bytes)),
+        rows={role: len(rows) for role, rows in sets.items() if rows is not None},
+        vocabulary=prepared.vocabulary.fingerprint,
+        label_names=prepared.label_names,
+        statistics=prepared.statistics | {"fingerprint": fingerprint},
+        fingerprint=fingerprint,
+    )
+
+
+def _make_room(files: Any, root: str, folder: str) -> None:
+    names = []
+    with contextlib.suppress(FileNotFoundError):
+        files.invalidate_cache()
+        names = [os.path.basename(name.rstrip("/")) for name in files.ls(root, detail=False)]
+    if "meta.json" in names:
+        raise UserError(f"{folder} already holds prepared rows; give another folder, or delete it first")
+    others = sorted(name for name in names if name and name != "tokenizer" and not name.endswith(".rows"))
+    if others:
+        raise UserError(f"{folder} already holds {others[0]!r}, which is not of prepared rows; give another folder")
+    for name in names:
+        if name.endswith(".rows"):
+            files.rm_file(f"{root}/{name}")
+    files.makedirs(root, exist_ok=True)
+
+
+def _write_role(rows: TextRows | StoredRows, meta: Meta, role: str, files: Any, root: str) -> None:
+    for first in range(0, meta.blocks(role), meta.blocks_per_shard):
+        name = os.path.basename(meta.block("", role, first).path)
+        with files.open(f"{root}/{name}", "wb") as file:
+            for number in range(first, min(first + meta.blocks_per_shard, meta.blocks(role))):
+                start = number * meta.block_rows
+                batch = rows.fetch(np.arange(start, min(start + meta.block_rows, len(rows))))
+                block = np.zeros(meta.block_rows, meta.row_type)
+                for column in meta.columns:
+                    block[column.name][: len(batch[column.name])] = batch[column.name]
+                file.write(block.tobytes())
+
+
+def _missing(files: Any, root: str, folder: str) -> str:
+    with contextlib.suppress(Exception):  # only words the message
+        names = [os.path.basename(name.rstrip("/")) for name in files.ls(root, detail=False)]
+        if any(name.endswith(".rows") for name in names):
+            return f"{folder} is incomplete (no meta.json): its preparation was interrupted or goes on; run it again"
+        if names:
+            return f"{folder} holds no prepared rows (no meta.json); make some with python -m sslx.prepare"
+    siblings: list[str] = []
+    with contextlib.suppress(Exception):
+        parent = root.rpartition("/")[0]
+        siblings = [os.path.basename(name.rstrip("/")) for name in files.ls(parent, detail=False)]
+    close = f"; {nearest(os.path.basename(root), siblings)}" if siblings else ""
+    return f"{folder} does not exist{close}"
