@@ -35,10 +35,10 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
     """Returns folder ``cache_dir/name``, letting ``build(folder)`` fill it if it is not there yet.
 
     Any number of processes may ask at once: one builds, the others wait. A folder that exists is complete, since it is
-    built under a temporary name and renamed; what a killed process left is removed.
+    built under a temporary name, brought to disk and renamed; what a killed process left is removed.
 
     Raises:
-      UserError: the folder cannot be written (read-only, full).
+      UserError: the folder cannot be written (read-only, full), or ``build`` cannot read a file.
     """
     root = Path(cache_dir).expanduser()
     folder = root / name
@@ -54,9 +54,11 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
                 # Said on stdout like the header that follows: a first start spends a minute here.
                 print(f"preparing {folder} (once)", flush=True)
                 try:
-                    build(temporary)
+                    _build(build, temporary)
                     temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache
+                    _to_disk(temporary)
                     os.replace(temporary, folder)
+                    _fsync(root)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -67,3 +69,34 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
     with contextlib.suppress(OSError):
         (root / f"{name}.lock").unlink()  # only tidies: a waiting process holds its own handle and finds the folder
     return folder
+
+
+def _build(build: Callable[[Path], object], folder: Path) -> None:
+    """Calls ``build``; a file elsewhere that fails is one that it reads, and no other cache folder would help.
+
+    Raises:
+      OSError: writing failed.
+      UserError: reading failed.
+    """
+    try:
+        build(folder)
+    except OSError as error:
+        place = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+        if place and not Path(place).is_relative_to(folder.absolute()):
+            raise UserError(f"cannot read {place}: {error.strerror or error}") from error
+        raise
+
+
+def _to_disk(folder: Path) -> None:
+    """A rename may reach the disk before what it renames, and after a power cut the folder would look complete."""
+    for place, _, names in os.walk(folder):
+        for path in (*(os.path.join(place, name) for name in names), place):
+            _fsync(path)
+
+
+def _fsync(path: str | os.PathLike[str]) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

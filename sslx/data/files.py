@@ -1,7 +1,8 @@
 """Documents in files: .txt, .jsonl, .parquet and .csv, as one random-access list of records over many files.
 
 In: a path, folder or glob. Out: the matching files, a description of their content, and `FileRecords`. A record that
-cannot be read is named by file and line.
+cannot be read is named by file and line. One without text (an empty .txt file, a null) is an empty document; a .jsonl
+file without lines adds none.
 """
 
 from __future__ import annotations
@@ -73,28 +74,30 @@ class FileRecords:
     """Documents of many files as one list; a few files are kept open at a time, so reading in order is fastest."""
 
     def __init__(self, paths: list[str], text_field: str, label_field: str):
+        sizes = {path: os.path.getsize(path) for path in paths}
+        kind = {path: Path(path).suffix.lower() for path in paths}
+        all_empty = not any(sizes.values())
         for path in paths:
-            if os.path.getsize(path) == 0:
-                raise UserError(f"{path} is an empty file")
-        self._paths = paths
-        self._open = functools.lru_cache(maxsize=4)(
-            lambda f: _READERS[Path(paths[f]).suffix.lower()](paths[f], text_field)
-        )
-        counts, labels = [], []
+            # No text is an empty document and no lines are no records; the other formats begin with a header.
+            if not sizes[path] and (all_empty or kind[path] not in (".txt", ".jsonl")):
+                raise UserError(f"{path} is an empty file{_like_the_others(paths) if all_empty else ''}")
+        self._paths = paths = [path for path in paths if sizes[path] or kind[path] == ".txt"]
+        self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], text_field))
+        counts, labels = [], {}
         for number, path in enumerate(paths):
             reader = self._open(number)
-            if len(reader) == 0:
-                raise UserError(f"{path} holds no records")
             counts.append(len(reader))
-            if label_field:
-                labels.append(reader.labels(label_field))
+            if label_field and len(reader):
+                labels[path] = reader.labels(label_field)
+        if not any(counts):
+            raise UserError(f"{paths[0]} holds no records{_like_the_others(paths)}")
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.label_names, self._labels = None, None
-        if any(label is not None for label in labels):
-            for path, label in zip(paths, labels, strict=True):
+        if any(label is not None for label in labels.values()):
+            for path, label in labels.items():
                 if label is None:
                     raise UserError(f"{path} has no field {label_field!r} for labels, but other files of the source do")
-            flat = [label for file in labels for label in file]
+            flat = [label for file in labels.values() for label in file]
             names = sorted(set(flat))
             if all(name.lstrip("-").isdecimal() for name in names):
                 names.sort(key=int)
@@ -121,6 +124,10 @@ class FileRecords:
             for row, label in zip(rows, self._labels[records].tolist(), strict=True):
                 row["label"] = label
         return rows
+
+
+def _like_the_others(paths: list[str]) -> str:
+    return f", like the {len(paths) - 1} others" if paths[1:] else ""
 
 
 class _TextFile:
@@ -169,7 +176,7 @@ class _JsonLinesFile:
         record = self._record(row)
         if self._text_field not in record:
             raise UserError(f"{self._where(row)}: no field {self._text_field!r}; {nearest(self._text_field, record)}")
-        text = record[self._text_field]
+        text = "" if record[self._text_field] is None else record[self._text_field]
         if not isinstance(text, str):
             raise UserError(f"{self._where(row)}: field {self._text_field!r} is not a string but {type(text).__name__}")
         # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses.
@@ -218,6 +225,7 @@ class _ParquetFile:
         texts = []
         for row, group in zip(rows, groups.tolist(), strict=True):
             text = self._column(group)[row - int(self._starts[group])].as_py()
+            text = "" if text is None else text
             if not isinstance(text, str):
                 raise UserError(f"{self._path}, row {row}: field {self._text_field!r} is not a string")
             texts.append(text)

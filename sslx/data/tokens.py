@@ -4,6 +4,8 @@ In: a `Source` and a tokenizer. Out: a `TokenCorpus`; rows of any length are ind
 so a new sequence length re-tokenises nothing. Documents go through in chunks, so a corpus may be larger than memory;
 the tokenizer itself works on all cores. A document is tokenised sentence by sentence, each with the white space
 before it, which gives the ids of the whole and says for nothing where sentences start.
+
+Who tokenises is the caller's choice (`Encoder`): this process, or many (`token_shards`); what is written is the same.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from sslx.data.tokenizer import vocabulary
 from sslx.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 FORMAT = 1
@@ -61,8 +64,48 @@ class TokenCorpus:
         return len(self.document_offsets) - 1
 
 
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Neighbouring documents, tokenised; the corpus is its chunks in order. A document may hold no token."""
+
+    tokens: Int[np.ndarray, " tokens"] = field(repr=False)
+    sentence_lengths: Int64[np.ndarray, " sentences"] = field(repr=False)
+    sentence_counts: Int64[np.ndarray, " documents"] = field(repr=False)  # at least one a document
+    labels: Int32[np.ndarray, " documents"] | None = field(repr=False)
+
+
+# (source, the tokenizer as JSON, dtype of the tokens, folder for scratch files) -> its chunks in order.
+Encoder = Callable[[Source, str, type, Path], Iterable[Chunk]]
+
+
+def encode_here(source: Source, tokenizer: str, dtype: type, folder: Path) -> Iterator[Chunk]:
+    """Tokenises a source in this process, reading ahead by one chunk; shows progress when someone watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    backend = encoding_backend(tokenizer)
+    ranges = chunk_ranges(0, len(source))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(source.__getitems__, ranges[0])
+        watched = track(
+            ranges,
+            description=f"tokenising {source.spec} {source.split}",
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        for number, _ in enumerate(watched):
+            rows = ahead.result()
+            if number + 1 < len(ranges):
+                ahead = reader.submit(source.__getitems__, ranges[number + 1])
+            yield encode_chunk(rows, backend, dtype)
+
+
 def tokenize_corpus(
-    source: Source, tokenizer: PreTrainedTokenizerFast, *, cache_dir: str | os.PathLike[str]
+    source: Source,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    cache_dir: str | os.PathLike[str],
+    encoder: Encoder = encode_here,
 ) -> TokenCorpus:
     """Tokenises a source, or maps what an earlier call with the same content and tokenizer wrote.
 
@@ -72,7 +115,7 @@ def tokenize_corpus(
     words = vocabulary(tokenizer)
     key = hash_of("tokens", FORMAT, source.fingerprint, words.fingerprint)
     dtype = np.uint16 if words.size <= 1 << 16 else np.uint32
-    write = functools.partial(_write, source, tokenizer, words.size, dtype)
+    write = functools.partial(_write, source, tokenizer, words.size, dtype, encoder)
     folder = prepare_once(cache_dir, f"tokens-{key}", write)
     meta = json.loads((folder / "meta.json").read_text())
     return TokenCorpus(
@@ -87,27 +130,22 @@ def tokenize_corpus(
     )
 
 
-def _write(source: Source, tokenizer: PreTrainedTokenizerFast, size: int, dtype: type, folder: Path) -> None:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # the caller's keeps its settings
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True  # a document that says "[MASK]" means those characters
-
+def _write(
+    source: Source, tokenizer: PreTrainedTokenizerFast, size: int, dtype: type, encoder: Encoder, folder: Path
+) -> None:
     counts = np.zeros(size, np.int64)
     lengths, labels, written = [], [], 0
     with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "sentence_starts.bin", "wb") as starts_file:
-        for rows in _chunks(source):
-            tokens, sentence_lengths, document_of_sentence = _encode([row["text"] for row in rows], backend, dtype)
-            document_lengths = np.bincount(document_of_sentence, sentence_lengths, minlength=len(rows)).astype(np.int64)
-            starts = written + np.cumsum(sentence_lengths) - sentence_lengths
-            starts_file.write(starts[sentence_lengths > 0].astype(np.int64).tobytes())
-            tokens_file.write(tokens.tobytes())
-            counts += np.bincount(tokens, minlength=size)
-            lengths.append(document_lengths)
-            labels += [row.get("label") for row in rows]
-            written += len(tokens)
+        for chunk in encoder(source, tokenizer.backend_tokenizer.to_str(), dtype, folder):
+            document_of_sentence = np.repeat(np.arange(len(chunk.sentence_counts)), chunk.sentence_counts)
+            document_lengths = np.bincount(document_of_sentence, chunk.sentence_lengths, len(chunk.sentence_counts))
+            starts = written + np.cumsum(chunk.sentence_lengths) - chunk.sentence_lengths
+            starts_file.write(starts[chunk.sentence_lengths > 0].astype(np.int64).tobytes())
+            tokens_file.write(chunk.tokens.tobytes())
+            counts += np.bincount(chunk.tokens, minlength=size)
+            lengths.append(document_lengths.astype(np.int64))
+            labels.append(chunk.labels)
+            written += len(chunk.tokens)
     lengths = np.concatenate(lengths)
     kept = lengths > 0
     if not kept.any():
@@ -118,43 +156,39 @@ def _write(source: Source, tokenizer: PreTrainedTokenizerFast, size: int, dtype:
     np.save(folder / "document_offsets.npy", np.concatenate([[0], np.cumsum(lengths[kept])]))
     np.save(folder / "unigram_counts.npy", counts)
     if labelled:
-        np.save(folder / "labels.npy", np.array(labels, np.int32)[kept])
+        np.save(folder / "labels.npy", np.concatenate(labels)[kept])
     (folder / "meta.json").write_text(json.dumps({"labelled": labelled, "skipped_documents": int((~kept).sum())}))
 
 
-def _encode(texts: list[str], backend: Any, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the chunk's tokens, the length of each sentence, and the document (in the chunk) of each sentence."""
-    sentences = [split_sentences(text) for text in texts]
+def encoding_backend(tokenizer: str) -> Tokenizer:
+    """Returns a tokenizer of our own from its JSON, so that the caller's keeps its settings."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # a document that says "[MASK]" means those characters
+    return backend
+
+
+def chunk_ranges(start: int, stop: int) -> list[range]:
+    """Cuts documents ``start`` to ``stop`` into ranges of `CHUNK_DOCUMENTS`."""
+    return [range(first, min(first + CHUNK_DOCUMENTS, stop)) for first in range(start, stop, CHUNK_DOCUMENTS)]
+
+
+def encode_chunk(rows: list[dict[str, Any]], backend: Tokenizer, dtype: type) -> Chunk:
+    """Tokenises the records of a source."""
+    sentences = [split_sentences(row["text"]) for row in rows]
     encodings = backend.encode_batch_fast(list(itertools.chain.from_iterable(sentences)), add_special_tokens=False)
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
-    return tokens, lengths, np.repeat(np.arange(len(texts)), [len(pieces) for pieces in sentences])
+    counts = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    labels = np.array([row["label"] for row in rows], np.int32) if "label" in rows[0] else None
+    return Chunk(tokens, lengths, counts, labels)
 
 
 def split_sentences(text: str) -> list[str]:
     """Cuts a text at line ends and after sentences; joined, the pieces are the text again."""
     cuts = [0, *(match.start() for match in _SENTENCE_GAP.finditer(text)), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _chunks(source: Source) -> Iterator[list[dict[str, Any]]]:
-    """Reads ahead by one chunk while the tokenizer works; shows progress when someone watches."""
-    from rich.console import Console
-    from rich.progress import track
-
-    starts = range(0, len(source), CHUNK_DOCUMENTS)
-    ranges = [range(start, min(start + CHUNK_DOCUMENTS, len(source))) for start in starts]
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(source.__getitems__, ranges[0])
-        watched = track(
-            ranges,
-            description=f"tokenising {source.spec} {source.split}",
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        for number, _ in enumerate(watched):
-            rows = ahead.result()
-            if number + 1 < len(ranges):
-                ahead = reader.submit(source.__getitems__, ranges[number + 1])
-            yield rows

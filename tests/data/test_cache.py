@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -74,6 +75,38 @@ def test_a_build_that_fails_leaves_nothing_half_written(tmp_path, error):
     with pytest.raises(UserError, match=r"No space left on device; set config.data.cache_dir|nothing to build from"):
         prepare_once(tmp_path, "thing", build)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_the_cache(tmp_path):
+    missing = tmp_path / "corpus" / "a.txt"
+    with pytest.raises(UserError, match=rf"^cannot read {missing}: No such file or directory$"):
+        prepare_once(tmp_path / "cache", "thing", lambda to: missing.read_text())
+    with pytest.raises(UserError, match=r"cannot write the data cache .*: No such file"):
+        prepare_once(tmp_path / "cache", "thing", lambda to: (to / "no" / "a.bin").write_bytes(b""))
+
+
+def test_content_is_on_disk_before_the_folder_appears(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(opened):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{opened}")))
+        fsync(opened)
+
+    def renamed(one, other):
+        events.append("renamed")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+
+    def build(folder):
+        (folder / "a.bin").write_bytes(b"a")
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b.bin").write_bytes(b"b")
+
+    prepare_once(tmp_path / "cache", "thing", build)
+    assert {"a.bin", "b.bin", "deep"} < set(events[: events.index("renamed")])
+    assert events[events.index("renamed") + 1 :] == ["cache"]
 
 
 def test_the_cache_is_where_the_config_or_the_environment_says(tmp_path, monkeypatch):

@@ -188,6 +188,47 @@ def test_file_mistakes_name_the_place(read, tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_documents_without_text_are_empty_among_others(read, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_text("one")
+    (tmp_path / "c.jsonl").write_text("")
+    (tmp_path / "d.jsonl").write_text("\n\n")
+    write_jsonl(tmp_path / "e.jsonl", [{"text": "two"}, {"text": None}, {"text": "three"}])
+    pq.write_table(pa.table({"text": ["four", None]}), tmp_path / "f.parquet")
+    source = read("text:{}")
+    assert texts(source) == ["", "one", "two", "", "three", "four", ""]
+    assert [row["text"] for row in source.__getitems__([5, 2, 0])] == ["four", "two", ""]
+
+
+def test_labels_are_not_asked_of_a_file_without_records(read, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "no"}, {"text": None, "label": "yes"}])
+    source = read("jsonl:{}/*.jsonl")
+    assert source.label_names == ("no", "yes")
+    assert source[1] == {"text": "", "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "message"),
+    [
+        (("a.txt", "b.txt", "c.jsonl"), b"", r"a.txt is an empty file, like the 2 others$"),
+        (("a.jsonl", "b.jsonl"), b"\n", r"a.jsonl holds no records, like the 1 others$"),
+    ],
+)
+def test_a_source_that_is_all_empty_is_refused(read, tmp_path, names, content, message):
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read("text:{}")
+
+
+def test_an_empty_file_of_a_format_with_a_header_is_refused(read, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    (tmp_path / "b.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b.parquet is an empty file$"):
+        read("text:{}")
+
+
 def test_spec_mistakes(read, tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.pdf").write_bytes(b"x")

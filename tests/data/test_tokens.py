@@ -77,8 +77,16 @@ def test_a_second_call_maps_what_the_first_wrote(corpus, tokenizer, tmp_path, mo
     np.testing.assert_array_equal(two.tokens, one.tokens)
 
 
+def test_documents_without_text_are_counted_and_left_out(tokenizer, tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": ""}\n{"text": "two"}\n')
+    source = open_source(f"jsonl:{tmp_path}/b.jsonl", "train", cache_dir=tmp_path)
+    found = tokenize_corpus(source, tokenizer, cache_dir=tmp_path)
+    assert (found.num_documents, found.skipped_documents) == (2, 2)
+    assert tokenizer.decode(found.tokens) == "one two"
+
+
 def test_a_corpus_without_a_token_is_refused(tokenizer, tmp_path):
-    (tmp_path / "b.jsonl").write_text('{"text": " "}\n{"text": ""}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": " "}\n{"text": ""}\n{"text": null}\n')
     source = open_source(f"jsonl:{tmp_path}/b.jsonl", "train", cache_dir=tmp_path)
     with pytest.raises(UserError, match="has no document with a token in it"):
         tokenize_corpus(source, tokenizer, cache_dir=tmp_path)
