@@ -52,10 +52,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh of all devices with axes data, fsdp, sequence and tensor.
 
     Where the devices are in groups with a fast network inside and a slow one between them (TPU slices, GPU nodes), the
-    outer axes cross it: data first, whose traffic is once a step, and tensor last.
+    batch axes cross it: data first, whose traffic is once a step, then fsdp.
 
     Raises:
-      UserError: the axes' product is not the number of devices, or the groups do not divide into the axes.
+      UserError: the axes' product is not the number of devices, or tensor or sequence would have to cross groups.
     """
     devices = list(devices) if devices is not None else jax.devices()
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -75,18 +75,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len(groups) == 1:
         # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail.
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    outer, left = [], len(groups)
-    for size in shape:
-        outer.append(math.gcd(size, left))
-        left //= outer[-1]
-    if left > 1 or len(devices) % len(groups):
+    outer, left = dict.fromkeys(AXES, 1), len(groups)
+    for axis in BATCH_AXES:
+        outer[axis] = math.gcd(sizes[axis], left)
+        left //= outer[axis]
+    if left > 1:
+        # Tensor and sequence axes send at every layer; over the slow network the step would do little else.
         raise UserError(
-            f"config.mesh is {written} over {len(groups)} slices or nodes of {len(devices) // len(groups)} devices; "
-            f"expected one axis, best data, that divides by {len(groups)}"
+            f"config.mesh is {written} over {len(groups)} slices or nodes; "
+            f"expected data x fsdp to divide by {len(groups)}"
         )
-    inner = [size // across for size, across in zip(shape, outer, strict=True)]
+    inner = [size // across for size, across in zip(shape, outer.values(), strict=True)]
     by_process = not hasattr(devices[0], "slice_index")
-    arranged = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+    arranged = mesh_utils.create_hybrid_device_mesh(
+        inner, tuple(outer.values()), devices, process_is_granule=by_process
+    )
     return Mesh(arranged, AXES, axis_types=types)
 
 

@@ -16,8 +16,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT inside the block; a second one of them ends the process the usual way.
+    """Catches SIGTERM and SIGINT inside the block; a second SIGINT ends the process the usual way.
 
+    A second SIGTERM does not: schedulers send one more while the run is still saving on the first.
     Outside the main thread, where Python allows no handlers, nothing is caught.
     """
     request = StopRequest()
@@ -29,7 +30,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: object) -> None:
         request.number = number
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
 
     for number in signals:
         signal.signal(number, handle)

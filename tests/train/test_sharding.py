@@ -1,0 +1,78 @@
+"""Meshes over devices in groups, and what becomes of dimensions that a mesh does not divide."""
+
+from __future__ import annotations
+
+import collections
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sslx.config import MeshConfig
+from sslx.errors import UserError
+from sslx.planning.topology import tpu
+from sslx.train import sharding
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=3), r"data=3 x fsdp=1 x sequence=1 x tensor=1, 3 devices; there are 8"),
+        (MeshConfig(data=-1, tensor=3), "8 devices do not divide by 3"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
+        (MeshConfig(data=0), "expected positive sizes"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(config)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=2, tensor=2), MeshConfig(data=1, fsdp=8)], ids=["data", "fsdp"])
+def test_only_the_outermost_axis_leaves_a_slice(config):
+    mesh = sharding.make_mesh(config, tpu("v5e-4", slices=2).devices)
+    outer = next(axis for axis, size in mesh.shape.items() if size > 1)
+    place = mesh.axis_names.index(outer)
+    rows = jnp.moveaxis(jnp.vectorize(lambda i: i)(jnp.arange(mesh.size)).reshape(mesh.devices.shape), place, 0)
+    slices = [{mesh.devices.flat[int(i)].slice_index for i in row.ravel()} for row in rows]
+    assert all(len(found) == 1 for found in slices)  # along every other axis, a slice keeps to itself
+    counted = collections.Counter(found.pop() for found in slices)
+    assert sorted(counted) == [0, 1]
+    assert counted[0] == counted[1]
+
+
+def test_a_tensor_axis_does_not_leave_a_slice():
+    with pytest.raises(UserError, match=r"over 2 slices or nodes; expected data x fsdp to divide by 2"):
+        sharding.make_mesh(MeshConfig(data=1, tensor=8), tpu("v5e-4", slices=2).devices)
+
+
+class Uneven(nn.Module):
+    """A small parameter that no mesh divides, and a large one that is even."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        for name, shape in (("odd", (3, 4)), ("large", (self.width, 64))):
+            self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None)), shape)
+        return x
+
+
+def shardings_of(width):
+    mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=2))
+    with sharding.on_mesh(mesh):
+        boxed = jax.eval_shape(Uneven(width).init, jax.random.key(0), jnp.zeros(1))
+        return sharding.parameter_shardings(boxed, mesh, tolerance=0.05)
+
+
+def test_a_dimension_that_does_not_divide_is_told():
+    placed, notes = shardings_of(64)
+    assert notes == ["params/odd: embed=3 is not split 2 ways over fsdp"]
+    assert placed["params"]["odd"].is_fully_replicated
+    assert not placed["params"]["large"].is_fully_replicated
+
+
+def test_more_whole_parameters_than_the_tolerance_are_refused():
+    with pytest.raises(UserError, match=r"config.mesh.fsdp=2 would leave 100% of the parameters whole on each device"):
+        shardings_of(63)
