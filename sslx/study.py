@@ -1,0 +1,161 @@
+"""Scaling studies: a grid of model sizes and budgets, fitted, drawn, and asked about a larger budget.
+
+  python -m sslx.study --config=configs/bert_mlm.py --sizes=64,96,128,192 --budgets=500k,1M,2M,4M --workdir=runs/study
+
+Every row of the grid is an ordinary run of sslx.main in a folder of the study's. The same command goes on where it was
+interrupted, and runs again what failed; what is finished is not run again.
+
+  --sizes=64,96,128       widths; depth is width / aspect, heads are width / head_width, the MLP keeps its multiple
+  --budgets=500k,1M,2M    tokens a row; or FLOPs, such as 1e13flops,3e13flops
+  --held_out=256:4M       rows SIZE:BUDGET that run last and are not fitted, but compared with what the fit predicts
+  --list                  prints the grid and ends
+  --row=N                 runs row N alone; default in a job array: SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX
+  --report                runs nothing; fits and draws what is finished
+  --predict=1e15flops     the best size for that many FLOPs; or SIZE:BUDGET, the loss there; with intervals
+  --parameters=total      what N is: total | non_embedding
+  --aspect=32             width / layers
+  --head_width=32
+  --rate_rule=sqrt        learning rate by width, from the config's at the config's width: sqrt | inverse | constant
+  --warmup_share=0.1      warm-up, as a share of the row's steps
+
+Job arrays: rows count from 0, so `sbatch --array=0-15` or an Indexed Job of 16 completions runs 16 rows, each in a
+process of its own and all at once; --report puts them together. A queue that sets neither variable (TPU queued
+resources), and a job whose index counts hosts and not rows (a JobSet of several hosts a row), gives --row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import flags
+
+from sslx import entry
+from sslx.errors import UserError, choose
+from sslx.runtime import display
+from sslx.scaling.family import Family, check_base, measure
+from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
+from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
+from sslx.scaling.report import Findings, grid_table, repetition_note, report
+from sslx.scaling.runs import command, final_loss, run_rows
+from sslx.session import run_config
+from sslx.train.console import Console
+
+ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+
+FLAGS = flags.FLAGS
+TEXTS = {"sizes": "", "budgets": "", "held_out": "", "predict": "", "parameters": "total", "rate_rule": "sqrt"}
+for _name, _default in TEXTS.items():
+    flags.DEFINE_string(_name, _default, "")
+flags.DEFINE_float("aspect", Family.aspect, "")
+flags.DEFINE_integer("head_width", Family.head_width, "")
+flags.DEFINE_float("warmup_share", 0.1, "")
+flags.DEFINE_integer("row", None, "")
+flags.DEFINE_bool("list", False, "")
+flags.DEFINE_bool("report", False, "")
+VALUED = (*TEXTS, "aspect", "head_width", "warmup_share", "row", "workdir")
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
+    """Lists, runs or reports a study in ``workdir``."""
+    # This process only counts, starts others and fits: an accelerator is for the rows.
+    jax.config.update("jax_platforms", "cpu")
+    if not FLAGS.workdir:
+        workdir = workdir.with_name(f"{workdir.name}_study")
+    count = choose(FLAGS.parameters, ("total", "non_embedding"), "--parameters")
+    family = Family(FLAGS.aspect, FLAGS.head_width, FLAGS.rate_rule)
+    asked = Asked.parse(FLAGS.sizes, FLAGS.budgets, FLAGS.held_out, family, FLAGS.warmup_share)
+    budgets, points = _parse_predictions(FLAGS.predict)
+    written = config.to_dict()
+    written |= dataclasses.asdict(run_config(written, "pretext"))
+    check_base(written["model"])
+    index = None if FLAGS.list or FLAGS.report else _row_index()
+    study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
+    if index is not None:
+        _become_row(study, workdir, index)
+        return None
+    console = Console()
+    if FLAGS.list:
+        console.table(f"{len(study.rows)} rows (*: held out)", grid_table(study))
+        _say_notes(study, console)
+        return None
+    failures, stopped = {}, ""
+    if not FLAGS.report:
+        _say_notes(study, console)
+        failures, stopped = run_rows(study.rows, workdir, shared_arguments(sys.argv[1:]), console)
+    if stopped:
+        console.say(f"stopped on {stopped}; the same command goes on")
+        return None
+    sized = [(measure(written, family, [width])[0][0], budget) for width, budget in points]
+    found = report(study, workdir, count, budgets=budgets, points=sized, console=console)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(study.rows)} rows failed: {', '.join(failures)}; the others are reported, "
+            f"what each printed is in {display(workdir)}/logs, and the same command tries them again"
+        )
+    return found
+
+
+def shared_arguments(arguments: Sequence[str]) -> list[str]:
+    """What the study hands on to its rows: everything but its own flags."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, given, _ = argument.lstrip("-").partition("=")
+        own = argument.startswith("-") and name in (*VALUED, "list", "report", "nolist", "noreport")
+        if not skip and not own:
+            kept.append(argument)
+        skip = own and not given and name in VALUED  # the value of `--sizes 64,96` is an argument by itself
+    return kept
+
+
+def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]]]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    budgets = [parse_budget(part) for part in parts if ":" not in part]
+    for budget in budgets:
+        if budget.unit != "flops":
+            raise UserError(f"--predict={budget} is no FLOP budget; expected one such as 1e15flops, or SIZE:BUDGET")
+    return budgets, parse_points(",".join(part for part in parts if ":" in part), "predict")
+
+
+def _row_index() -> int | None:
+    if FLAGS.row is not None:
+        return FLAGS.row
+    for name in ARRAY_INDICES:
+        if value := os.environ.get(name, ""):
+            if not value.isdecimal():
+                raise UserError(f"${name} is {value!r}; expected a row's number, or give --row")
+            return int(value)
+    return None
+
+
+def _become_row(study: Study, workdir: Path, index: int) -> None:
+    """Turns this process into the row's run, so that signals and the exit code are the run's own."""
+    if not 0 <= index < len(study.rows):
+        raise UserError(f"no row {index}; the study has rows 0 to {len(study.rows) - 1}")
+    row = study.rows[index]
+    if (loss := final_loss(workdir, row)) is not None:
+        print(f"row {index} {row.name} is finished: held-out loss {loss:.4f}")
+        return
+    print(f"row {index} {row.name}", flush=True)
+    arguments = command(row, workdir, shared_arguments(sys.argv[1:]))
+    os.execv(arguments[0], arguments)
+
+
+def _say_notes(study: Study, console: Console) -> None:
+    if note := repetition_note(study):
+        console.say(note)
+    rows, sizes = study.fitted, {row.size.width for row in study.fitted}
+    if len(rows) < MIN_ROWS or min(len(sizes), len(rows) // len(sizes)) < MIN_LEVELS:
+        console.say(
+            f"note: {len(sizes)} sizes x {len(rows) // len(sizes)} budgets are too few to fit; expected at least "
+            f"{MIN_LEVELS} of each"
+        )
+
+
+if __name__ == "__main__":
+    entry.run(main)
