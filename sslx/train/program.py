@@ -49,10 +49,11 @@ class Program:
         everywhere = sharding.replicated(mesh)
         with sharding.on_mesh(mesh):
             boxed = jax.eval_shape(self._boxed_variables)
-            self._shardings, self.notes = sharding.parameter_shardings(boxed, mesh, config.mesh.tolerance)
-            self.schedule = make_schedule(config.optimizer, config.steps)
-            self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
-            self.abstract = self._abstract_state(sharding.unbox(boxed))
+        self._shardings, self.notes = sharding.parameter_shardings(boxed, mesh, config.mesh.tolerance)
+        self.schedule = make_schedule(config.optimizer, config.steps)
+        self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
+        # Not on the mesh: optax makes a scalar here, and a planned mesh has no device to make it on.
+        self.abstract = self._abstract_state(sharding.unbox(boxed))
         step = make_train_step(
             objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
         )

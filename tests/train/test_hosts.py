@@ -46,7 +46,8 @@ class Cluster:
 
     def start(self, run, hosts, devices, *, only=None, extra=(), **changes):
         """Starts the hosts of a run with ``devices`` each (or the ``only`` ones); returns a `Host` each."""
-        settings = {"model.dropout": 0.1, "model.attention_dropout": 0.1, "eval.batches": 2, "steps": 8} | changes
+        settings = {"model.layers": 1, "model.dropout": 0.1, "model.attention_dropout": 0.1, "eval.batches": 1, "steps": 8}
+        settings |= changes
         written = self._tiny_config(changes=settings).to_json()
         self._started += 1
         config = self._folder / f"config{self._started}.py"
