@@ -51,7 +51,7 @@ CHIPS = {
     "TPU v6 lite": Chip(
         918e12,
         32 * GIB,
-        1638e9,
+        1600e9,
         Network(2, 800e9 / 4 / 2, 25.6e12 / 8 / 256),
         "cloud.google.com/tpu/docs/v6e",
     ),
@@ -68,6 +68,8 @@ CHIPS = {
     "TPU v3": Chip(61.5e12, source="cloud.google.com/tpu/docs/v3"),
     "TPU v2": Chip(22.5e12, source="cloud.google.com/tpu/docs/v2"),
     "H200": Chip(989e12, source="NVIDIA H200 data sheet, without sparsity"),
+    "H100 PCIe": Chip(756e12, source="NVIDIA H100 data sheet (PCIe), without sparsity"),
+    "H100 NVL": Chip(835e12, source="NVIDIA H100 data sheet (NVL), without sparsity"),
     "H100": Chip(989e12, source="NVIDIA H100 data sheet (SXM), without sparsity"),
     "A100": Chip(312e12, source="NVIDIA A100 data sheet, without sparsity"),
     "L4": Chip(121e12, source="NVIDIA L4 data sheet, without sparsity"),

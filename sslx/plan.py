@@ -1,0 +1,88 @@
+"""Plans without the hardware: ``python -m sslx.plan --config=configs/bert_mlm.py:base --topology=v5e:16x16``.
+
+Compiles the real training and evaluation step for TPU slices that are not here (pip install 'sslx[plan]') and tells
+memory, collectives and the time that the chips' published rates allow. Values of the experiment change as usual.
+
+  --topology=NAME         v5e:16x16, v5p:4x4x8, v6e:8x8, or as Cloud sells them: v5e-256, v5p-128 (cores), v6e-64
+  --slices=N              slices, connected by the data-centre network; default: 1
+  --devices=N             simulated CPU devices instead of a topology; memory and collectives only
+  --search                tries meshes, micro-batches and rematerialisation; prints the flags of the best
+  --compile_at_most=N     meshes that --search compiles; default: 4
+  --json=FILE             writes the numbers too
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+from rich.console import Console
+
+from sslx import entry
+from sslx.errors import UserError
+from sslx.planning import report, search, topology
+from sslx.planning.compilation import Plan, plan
+from sslx.train.initialise import inherited
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
+    """Plans as the flags say, prints, and returns the plans, best first."""
+    given = flags.FLAGS
+    if bool(given.topology) == bool(given.devices):
+        raise UserError("give one of --topology=v5e-256 and --devices=8")
+    if given.devices and given.slices != 1:
+        raise UserError("--slices is for a --topology; simulated CPU devices are one slice")
+    target = Path(given.json) if given.json else None
+    if target and not target.parent.is_dir():
+        raise UserError(f"cannot write {target}: no folder {target.parent}")
+    where = topology.tpu(given.topology, given.slices) if given.topology else _simulated(given.devices)
+    written, _ = inherited(config.to_dict())
+    console = Console(highlight=False)
+    if given.search:
+        plans = search.search(
+            written,
+            where,
+            compile_at_most=given.compile_at_most,
+            say=lambda line: console.print(line, soft_wrap=True),
+        )
+        best = plans[0]
+        written = search.changed(written, {f"mesh.{axis}": size for axis, size in best.mesh.items()})
+    else:
+        plans = [plan(written, where)]
+    report.show(plans[0], where, written, console)
+    if given.search:
+        report.ranking(plans, console)
+    if target:
+        values: Any = [one.json() for one in plans] if given.search else plans[0].json()
+        target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
+    return plans
+
+
+def _simulated(count: int) -> topology.Topology:
+    # JAX takes the number from one place only, and before its first device is made.
+    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    jax.config.update("jax_num_cpu_devices", count)
+    return topology.simulated(count)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("topology", "", "TPU slice to plan for")
+    flags.DEFINE_integer("slices", 1, "Slices, connected by the data-centre network", lower_bound=1)
+    flags.DEFINE_integer("devices", 0, "Simulated CPU devices", lower_bound=0)
+    flags.DEFINE_boolean("search", False, "Try meshes, micro-batches and rematerialisation")
+    flags.DEFINE_integer("compile_at_most", 4, "Meshes that --search compiles", lower_bound=1)
+    flags.DEFINE_string("json", "", "File to write the numbers to")
+
+
+if __name__ == "__main__":
+    # Compiling for a TPU needs none, and looking for one would take time or someone else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    _define_flags()
+    entry.run(main, needs_workdir=False)

@@ -1,0 +1,175 @@
+"""Plans of real steps: on simulated devices, and for TPU slices that are not here."""
+
+import json
+import math
+
+import pytest
+
+from sslx.errors import UserError
+from sslx.planning import search, topology
+from sslx.planning.compilation import plan
+
+SMALL = {
+    "model.layers": 2,
+    "model.dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "model.width": 32,
+    "model.heads": 2,
+    "model.mlp_width": 64,
+    "model.max_length": 16,
+    "data.seq_len": 16,
+    "data.vocab_size": 256,
+    "optimizer.warmup_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def small(tiny_config):
+    """A written config of a step that compiles in seconds: ``small({"batch_size": 16})``; MLM takes far longer."""
+
+    def make(changes=None, name="finetune/text_classification"):
+        config = tiny_config(name, {**SMALL, **(changes or {})})
+        return config.to_dict()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def replicated(small):
+    """The plan of a step whose parameters are whole on each of four simulated devices."""
+    return plan(small(), topology.simulated(4))
+
+
+def test_parameters_whole_on_every_device_are_reduced_once(replicated):
+    whole = 4 * replicated.parameters
+    assert replicated.parameter_bytes == whole
+    assert 2 * whole <= replicated.optimizer_bytes < 2.01 * whole  # Adam's two moments and its counters
+    assert set(replicated.collectives) == {"all-reduce"}
+    assert replicated.ici_bytes >= 2 * whole * 3 / 4
+    assert replicated.dcn_bytes == 0
+    assert replicated.mesh["data"] == 4
+    assert replicated.fits
+    assert replicated.hbm_bytes is None
+    assert replicated.roofline is None
+    assert replicated.memory.peak >= replicated.parameter_bytes + replicated.optimizer_bytes
+
+
+def test_products_executed_are_those_of_the_model_and_more_when_layers_are_done_again(small, replicated):
+    assert replicated.executed_flops == pytest.approx(replicated.model_flops, rel=0.02)
+    again = plan(small({"model.remat": "full"}), topology.simulated(4), evaluation=False)
+    assert again.model_flops == replicated.model_flops
+    assert 1.2 < again.executed_flops / replicated.executed_flops < 1.4
+    assert again.eval_memory is None
+    assert replicated.eval_memory is not None
+
+
+def test_a_plan_is_json(replicated):
+    values = json.loads(json.dumps(replicated.json()))
+    assert values["mesh"] == {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
+    assert values["collectives"]["all-reduce"]["ici_bytes"] == replicated.ici_bytes
+
+
+def test_what_grows_with_devices_at_a_fixed_batch_a_device(small):
+    """State a chip falls as 1/n; what a chip sends stays below a multiple of the parameters that n does not change."""
+    plans = {}
+    for devices in (1, 2, 4, 8):
+        changes = {"mesh.data": 1, "mesh.fsdp": devices, "batch_size": 4 * devices, "model.layers": 1}
+        plans[devices] = plan(small(changes), topology.simulated(devices), evaluation=False)
+    whole = 4 * plans[1].parameters
+    assert plans[1].ici_bytes == 0
+    for devices, one in plans.items():
+        # Norms and biases are not split: a small share.
+        assert one.parameter_bytes <= whole / devices + 0.05 * whole
+        assert one.optimizer_bytes <= 2.01 * (whole / devices + 0.05 * whole)
+    shares = {n: plans[n].ici_bytes / (whole * (n - 1) / n) for n in (2, 4, 8)}
+    assert max(shares.values()) <= 1.05 * min(shares.values())
+    assert max(shares.values()) <= 9  # gathers and, on CPU, whole reductions of the gradients
+
+
+@pytest.fixture(scope="module")
+def on_tpu(small):
+    """A real compilation of a small step for 2 x 4 chips of v5e."""
+    pytest.importorskip("libtpu")
+    changes = {"mesh.data": 2, "mesh.fsdp": 4, "model.dtype": "bfloat16", "batch_size": 64, "model.layers": 3}
+    return plan(small(changes), topology.tpu("v5e-8"))
+
+
+def test_a_step_compiles_for_a_tpu_that_is_not_here(on_tpu):
+    assert on_tpu.topology == "v5e:2x4 (8 chips)"
+    assert on_tpu.fits
+    assert on_tpu.hbm_bytes == 16 * 2**30
+    assert on_tpu.needed == on_tpu.memory.peak < 2**28
+    assert on_tpu.executed_flops == pytest.approx(on_tpu.model_flops, rel=0.02)
+    assert on_tpu.compile_seconds > 0
+    assert "all-gather" in on_tpu.collectives
+    assert not any("unknown length" in note for note in on_tpu.notes)
+    # Forward and backward, each layer gathers six kernels, whose loop body is written once.
+    assert on_tpu.collectives["all-gather"].count >= 2 * 3 * 6
+    times = on_tpu.roofline
+    assert times.overlapped == max(times.compute, times.hbm, times.ici, times.dcn)
+    assert 0 < times.serial_mfu < times.mfu < 1
+    assert times.compute == pytest.approx(on_tpu.executed_flops / 8 / 197e12)
+
+
+def test_slices_send_to_each_other_over_the_data_centre_network(small):
+    pytest.importorskip("libtpu")
+    where = topology.tpu("v5e-4", slices=2)
+    found = plan(small({"batch_size": 64}), where, evaluation=False)
+    assert found.mesh["data"] == 8
+    whole = 4 * found.parameters
+    assert 0.9 * whole / 4 <= found.dcn_bytes <= 2 * whole
+    assert found.roofline.dcn > found.roofline.ici > 0
+
+
+def test_a_step_that_does_not_fit_is_a_plan_with_remedies(small):
+    pytest.importorskip("libtpu")
+    huge = {"batch_size": 2**19, "data.seq_len": 512, "model.max_length": 512}
+    written = small(huge)
+    found = plan(written, topology.tpu("v5e-4"))
+    assert not found.fits
+    assert found.memory is None
+    assert found.roofline is None
+    assert found.needed > found.hbm_bytes
+    first, *others = search.remedies(written, found)
+    assert first["micro_batches"] * found.hbm_bytes >= found.needed
+    assert written["batch_size"] // 4 % first["micro_batches"] == 0
+    assert {"model.remat": "full"} in others
+
+
+def test_meshes_that_cannot_be_are_refused(small):
+    with pytest.raises(UserError, match=r"3 devices; there are 4"):
+        plan(small({"mesh.data": 3}), topology.simulated(4))
+    with pytest.raises(UserError, match=r"does not divide over 8 devices"):
+        plan(small({"batch_size": 12}), topology.simulated(8))
+
+
+def test_splits_are_all_and_only_those_of_the_devices():
+    found = list(search.splits(12))
+    assert len(found) == len(set(found))
+    assert all(math.prod(split) == 12 for split in found)
+    assert {(12, 1, 1), (1, 12, 1), (1, 1, 12), (2, 3, 2)} <= set(found)
+
+
+def test_meshes_are_ranked_by_what_they_send(small):
+    pytest.importorskip("libtpu")
+    ranked = search.rank(small({"batch_size": 64}), topology.tpu("v5e-8"))
+    assert {"data": 8, "fsdp": 1, "tensor": 1} in ranked
+    assert all(math.prod(mesh.values()) == 8 and mesh["tensor"] <= 2 for mesh in ranked)  # two heads
+    assert ranked[0]["tensor"] == 1
+    with pytest.raises(UserError, match=r"batch_size 3 in 1 micro-batches divides over no mesh of 8 devices"):
+        search.rank(small({"batch_size": 3}), topology.tpu("v5e-8"))
+
+
+def test_a_search_needs_published_numbers(small):
+    with pytest.raises(UserError, match="expected a --topology"):
+        search.search(small(), topology.simulated(4))
+
+
+def test_changes_reach_their_group_and_leave_the_original():
+    written = {"steps": 1, "model": {"remat": "none", "width": 4}}
+    assert search.changed(written, {"model.remat": "full", "micro_batches": 2}) == {
+        "steps": 1,
+        "model": {"remat": "full", "width": 4},
+        "micro_batches": 2,
+    }
+    assert written["model"]["remat"] == "none"
