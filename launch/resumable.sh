@@ -17,7 +17,7 @@ mkfifo "$folder/output"
 filter=$!
 "$@" >"$folder/output" &
 command=$!
-# Passed on once: a second signal would end a command that is saving.
+# Passed on once, for commands that a second signal ends while they are saving.
 trap 'trap "" TERM; interrupted=1; kill -TERM "$command" 2>/dev/null' TERM
 
 while kill -0 "$command" 2>/dev/null; do wait "$command"; done

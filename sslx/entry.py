@@ -17,8 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
-from sslx.errors import UserError, nearest
-from sslx.train.hosts import HostLost
+from sslx.errors import Unavailable, UserError, nearest
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -67,7 +66,7 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None], *, needs_
         app.run(start, flags_parser=_parse)
     except UserError as error:
         _end(error, 2)
-    except (FloatingPointError, HostLost) as error:  # the loop's words for a run that has diverged or lost a host
+    except (FloatingPointError, Unavailable) as error:  # the run has diverged, or lost a host or a store
         _end(error, 1)
     except KeyboardInterrupt:
         sys.exit(1)

@@ -12,6 +12,15 @@ class UserError(Exception):
     """A mistake in what the user gave. Entries print it as one line, without a traceback, and exit with 2."""
 
 
+class Unavailable(RuntimeError):
+    """Something outside the run is gone that may come back, a host or a store: the same command may succeed later."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line of bounded length."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """Ends an error line: the valid names, closest first, e.g. ``did you mean 'adamw'? (valid: adamw, lamb)``."""
     names = sorted(str(name) for name in valid)

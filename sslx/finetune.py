@@ -16,11 +16,10 @@ from sslx import entry
 from sslx.errors import UserError
 from sslx.runtime import display, is_first_process
 from sslx.session import Session, hosts_config, train
-from sslx.storage import check, write_figure, write_text
+from sslx.storage import write_figure, write_text
 from sslx.tasks import TASKS
 from sslx.train.hosts import joined
-from sslx.train.initialise import from_scratch
-from sslx.train.run_folder import read_config
+from sslx.train.initialise import from_scratch, inherited
 from sslx.train.sharding import on_mesh
 
 
@@ -32,16 +31,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
         raise UserError("config.init is empty; expected a run folder (runs/bert_mlm), or 'scratch' for a baseline")
     if init.startswith("scratch") and not from_scratch(init) and not Path(init).is_dir():
         raise UserError(f"config.init is {init!r}; expected a run folder, 'scratch' or 'scratch:RUN'")
-    like = init.partition(":")[2] if from_scratch(init) else init
-    tokenizer = None
-    if like:
-        check(like)
-        source = read_config(Path(like))
-        # What the parameters mean comes from the run; how they are computed with may be said anew.
-        written["model"] = source["model"] | {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
-        tokenizer = Path(like) / "tokenizer"
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
+        written, tokenizer = inherited(written)
         session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _report(session, workdir)

@@ -12,10 +12,8 @@ from sslx import entry
 from sslx.pretext import PRETEXTS
 from sslx.runtime import display
 from sslx.session import Session, hosts_config, train
-from sslx.storage import check
 from sslx.train.hosts import joined
-from sslx.train.initialise import from_scratch
-from sslx.train.run_folder import read_config
+from sslx.train.initialise import inherited
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
@@ -23,11 +21,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     written = config.to_dict()
     title = f"sslx: {written.get('pretext', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
-        init, tokenizer = written.get("init", ""), None
-        if not from_scratch(init):
-            check(init)
-            read_config(Path(init))  # names the nearest run if there is none
-            tokenizer = Path(init) / "tokenizer"  # its embeddings mean nothing under another vocabulary
+        written, tokenizer = inherited(written)
         session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _conclude(session, workdir)

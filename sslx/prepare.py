@@ -25,20 +25,17 @@ import ml_collections
 from absl import flags
 
 from sslx import entry
-from sslx.config import build, load_class
+from sslx.config import build
 from sslx.data.cache import cache_folder
 from sslx.data.stored_rows import write_rows
 from sslx.data.text import ROWS, TextConfig, open_text
 from sslx.data.token_shards import Workers, encode_in_shards
 from sslx.data.tokens import tokenize_corpus
 from sslx.errors import UserError
-from sslx.objective import Objective
-from sslx.pretext import PRETEXTS
 from sslx.runtime import display
 from sslx.session import run_config
-from sslx.tasks import TASKS
-from sslx.train.initialise import from_scratch
-from sslx.train.run_folder import read_config
+from sslx.storage import local_copy
+from sslx.train.initialise import inherited, objective_class, part_of
 
 
 def prepare(written: dict[str, Any], out: str = "", *, workers: Workers, rows: str = "") -> Any:
@@ -56,16 +53,11 @@ def prepare(written: dict[str, Any], out: str = "", *, workers: Workers, rows: s
     Raises:
       UserError: anything the user can mend.
     """
-    part, table = ("task", TASKS) if "task" in written else ("pretext", PRETEXTS)
-    run_config(written, part)
-    objective_class = load_class(written[part]["name"], table, f"config.{part}.name", Objective)
+    run_config(written, part_of(written))
     if out:  # absolute: workers may start elsewhere
-        written = written | {"data": written["data"] | {"cache_dir": os.path.abspath(os.path.expanduser(out))}}
-    tokenizer = None
-    if like := _run_it_starts_from(written["init"]):
-        run = read_config(Path(like))
-        tokenizer = str(Path(like) / "tokenizer")
-        written = written | {"model": run["model"]}
+        written = written | {"data": written["data"] | {"cache_dir": str(cache_folder(out).absolute())}}
+    written, folder = inherited(written)
+    tokenizer = str(local_copy(folder)) if folder else None
     config = build(TextConfig, written["data"], "config.data")
     if config.source.startswith(ROWS):
         raise UserError(
@@ -75,7 +67,7 @@ def prepare(written: dict[str, Any], out: str = "", *, workers: Workers, rows: s
     encoder = functools.partial(encode_in_shards, config=config, workers=workers)
     for source in sources.values():
         tokenize_corpus(source, loaded, cache_dir=cache_folder(config.cache_dir), encoder=encoder)
-    _, data = objective_class.prepare(written, tokenizer)
+    _, data = objective_class(written).prepare(written, tokenizer)
     if rows:
         write_rows(data, rows)
     return data
@@ -98,11 +90,6 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         print(f"train on it with --config.data.cache_dir={display(Path(given.out))}")
     if given.rows:
         print(f"or, from far away, with --config.data.source=rows:{given.rows}")
-
-
-def _run_it_starts_from(init: str) -> str:
-    """The run whose tokenizer replaces the config's, as in pretraining and fine-tuning; "" if there is none."""
-    return init.partition(":")[2] if from_scratch(init) else init
 
 
 if __name__ == "__main__":

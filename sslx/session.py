@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path as LocalPath
 from typing import Any
 
+import jax
 from etils.epath import Path
 
-from sslx.config import HostsConfig, RunConfig, build, load_class
+from sslx.config import HostsConfig, RunConfig, build, differences, load_class
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
-from sslx.storage import check, local_copy, upload
+from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, together
 from sslx.train.initialise import from_scratch, load_encoder
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
-from sslx.train.run_folder import check_shared, exclusive, has_checkpoint, resolve, write_config
+from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config
 from sslx.train.sharding import on_mesh
 
 
@@ -75,7 +78,7 @@ def train(
             params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
             notes += unused
             start = lambda: trainer.program.started_from(params)  # noqa: E731
-    _check_same_data(data.statistics)
+    _check_same(written, resumes, data.statistics)
     console = Console()
     with contextlib.ExitStack() as stack:
         with together("opening the run folder"):
@@ -86,8 +89,8 @@ def train(
                     with tempfile.TemporaryDirectory() as made:
                         data.save(LocalPath(made))
                         upload(LocalPath(made), workdir)
-        with together("looking for the run folder"):
-            check_shared(workdir)
+        if jax.process_count() > 1:
+            _look_for(workdir)
         console.header(title, _header(config, written, workdir, trainer, data.statistics))
         for note in notes:
             console.say(f"note: {note}")
@@ -128,15 +131,36 @@ def hosts_config(written: Mapping[str, Any]) -> HostsConfig:
     return build(HostsConfig, written.get("hosts", {}), "config.hosts")
 
 
-def _check_same_data(statistics: Mapping[str, Any]) -> None:
-    """Rows are read by number, so hosts with other rows would train on a mixture that no restart could repeat."""
-    prints = agree("comparing the data", statistics.get("fingerprint", ""))
-    for index, fingerprint in enumerate(prints):
-        if fingerprint != prints[0]:
+def _check_same(written: Mapping[str, Any], resumes: bool, statistics: Mapping[str, Any]) -> None:
+    """Hosts with other programs or other rows would train on, each on its own, and no restart could repeat it."""
+    data = {name: value for name, value in written["data"].items() if name not in ("cache_dir", "tfds_dir")}
+    config = {**written, "data": data, "hosts": None}
+    here = {"config": config, "resumes": resumes, "jax": jax.__version__, "data": statistics.get("fingerprint", "")}
+    everywhere = agree("comparing the hosts", json.loads(json.dumps(here)))
+    for index, there in enumerate(everywhere):
+        others = {name: value for name, value in there.items() if value != everywhere[0][name]}
+        if "config" in others:
+            keys = ", ".join(f"config.{key}" for key in differences(everywhere[0]["config"], there["config"]))
+            raise UserError(f"{host_name(index)} and {host_name(0)} were started with other values of {keys}")
+        if "jax" in others or "resumes" in others:
+            what = "another version of jax" if "jax" in others else "another state of the run folder"
+            raise UserError(f"{host_name(index)} has {what} than {host_name(0)}; expected the same on all hosts")
+        if others:
             raise UserError(
                 f"{host_name(index)} has prepared other data than {host_name(0)}; expected the same files and, for "
                 "python_docs, the same installed packages on all hosts (or one shared config.data.cache_dir)"
             )
+
+
+def _look_for(workdir: Path) -> None:
+    token = agree("naming the run folder", secrets.token_hex(8))[0]
+    with together("writing the run folder"):
+        if is_first_process():
+            write_text(workdir / TOKEN, token)
+    with together("looking for the run folder"):
+        check_shared(workdir, token)
+    if is_first_process():
+        (workdir / TOKEN).unlink(missing_ok=True)
 
 
 def _check_best_metric(trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from etils.epath import Path
 
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,8 @@ def check(path: str | os.PathLike[str]) -> None:
     """Looks whether remote storage can be reached at all; says nothing of a local path.
 
     Raises:
-      UserError: an unknown kind of storage, its library is missing, or it does not answer.
+      UserError: an unknown kind of storage, or its library is missing.
+      Unavailable: it does not answer, or not without other credentials.
     """
     if not is_remote(path):
         return
@@ -45,12 +46,11 @@ def check(path: str | os.PathLike[str]) -> None:
     if scheme != "gs":
         raise UserError(f"{path} is on storage of an unknown kind, {scheme}://; expected a folder or gs://")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f'{path} needs gcsfs, which is not installed: pip install -e ".[gcs]"')
+        raise UserError(f"{path} needs gcsfs, which is not installed: pip install 'sslx[gcs]'")
     try:
         Path(path).exists()
     except Exception as error:  # gcsfs, aiohttp and google.auth each have kinds of their own
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"cannot reach {path}: {first}") from None
+        raise Unavailable(f"cannot reach {path}: {first_line(error)}") from None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -67,13 +67,17 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
     Raises:
       UserError: the folder cannot be written, or the disk is full.
+      Unavailable: the object store does not take it.
     """
     temporary, path = None, Path(path)
+    if is_remote(path):
+        try:
+            path.write_bytes(content)  # an object appears when it is complete
+        except Exception as error:  # gcsfs, aiohttp and google.auth each have kinds of their own
+            raise Unavailable(f"cannot write {path}: {first_line(error)}") from None
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if is_remote(path):  # an object appears when it is complete
-            path.write_bytes(content)
-            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
             file.write(content)

@@ -44,6 +44,7 @@ from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, pa
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import command, final_loss, run_rows
 from sslx.session import run_config
+from sslx.storage import is_remote
 from sslx.train.console import Console
 
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
@@ -65,6 +66,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     """Lists, runs or reports a study in ``workdir``."""
     # This process only counts, starts others and fits: an accelerator is for the rows.
     jax.config.update("jax_platforms", "cpu")
+    if is_remote(workdir):
+        raise UserError(f"--workdir is {workdir}; a study needs a folder on a disk that its rows share")
     if not FLAGS.workdir:
         workdir = workdir.with_name(f"{workdir.name}_study")
     count = choose(FLAGS.parameters, ("total", "non_embedding"), "--parameters")

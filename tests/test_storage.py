@@ -56,7 +56,7 @@ def test_storage_that_cannot_be_is_refused_in_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"s4://bucket/run is on storage of an unknown kind, s4://; expected"):
         storage.check("s4://bucket/run")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'needs gcsfs, which is not installed: pip install -e "\.\[gcs\]"'):
+    with pytest.raises(UserError, match=r"needs gcsfs, which is not installed: pip install 'sslx\[gcs\]'"):
         storage.check("gs://bucket/run")
 
 

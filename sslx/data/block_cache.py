@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -60,7 +60,7 @@ class BlockCache:
         """Returns the bytes of blocks; those that are not here are read at the same time.
 
         Raises:
-          UserError: one cannot be read; names file and offset.
+          Unavailable: one cannot be read; names file and offset.
         """
         with self._lock:
             blocks = list(blocks)
@@ -109,7 +109,7 @@ def read_with_retries(read: Read, block: Block) -> bytes:
     """Reads a block, again after a growing pause where an error may pass.
 
     Raises:
-      UserError: it stays unreadable, is not there, or is shorter than it should be.
+      Unavailable: it stays unreadable, is not there, or is shorter than it should be.
     """
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
@@ -127,7 +127,7 @@ def read_with_retries(read: Read, block: Block) -> bytes:
             break
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
     tried = "once" if attempt == 1 else f"{attempt} times"
-    raise UserError(f"cannot read {block.path} at byte {block.offset:,} (tried {tried}): {reason}")
+    raise Unavailable(f"cannot read {block.path} at byte {block.offset:,} (tried {tried}): {reason}")
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
@@ -160,7 +160,7 @@ def storage(path: str) -> tuple[AbstractFileSystem, str]:
         return url_to_fs(path)
     except ImportError as error:
         if scheme in ("gs", "gcs"):
-            raise UserError(f'{path} needs gcsfs, which is not installed: pip install -e ".[gcs]"') from error
+            raise UserError(f"{path} needs gcsfs, which is not installed: pip install 'sslx[gcs]'") from error
         raise UserError(f"cannot read {path}: {error}") from error
     except ValueError as error:
         raise UserError(f"{path} is on storage of an unknown kind, {scheme}://; expected a folder or gs://") from error

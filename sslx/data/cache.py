@@ -22,7 +22,15 @@ from sslx.errors import UserError
 
 
 def cache_folder(cache_dir: str = "") -> Path:
-    """Returns where prepared data goes: ``cache_dir``, else ``$SSLX_CACHE``, else ``~/.cache/sslx``."""
+    """Returns where prepared data goes: ``cache_dir``, else ``$SSLX_CACHE``, else ``~/.cache/sslx``.
+
+    Raises:
+      UserError: it is on an object store, where nothing can be mapped.
+    """
+    if "://" in cache_dir:
+        raise UserError(
+            f"the data cache {cache_dir} is no local folder; for rows on an object store see sslx.prepare --rows"
+        )
     return Path(cache_dir or os.environ.get("SSLX_CACHE") or "~/.cache/sslx").expanduser()
 
 

@@ -19,9 +19,9 @@ from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
 from sslx.config import CheckpointConfig
-from sslx.errors import UserError
+from sslx.errors import UserError, first_line
 from sslx.storage import absolute
-from sslx.train.hosts import agree, together
+from sslx.train.hosts import agree, progress, together
 from sslx.train.step import TrainState
 
 DISK_ERRORS = (
@@ -49,21 +49,21 @@ class Checkpoints:
         """The kept checkpoint that is best by ``config.best_metric``, or None."""
         return self._open().best_step()
 
-    def save(self, state: TrainState, step: int, progress: dict, metrics: dict[str, float] | None) -> None:
+    def save(self, state: TrainState, step: int, kept: dict, metrics: dict[str, float] | None) -> None:
         """Starts writing; returns as soon as the arrays are copied off the devices.
 
         Args:
           state: The training state; may be donated right after.
           step: Its step, as a host integer.
-          progress: What else resuming needs; JSON.
+          kept: What else resuming needs; JSON.
           metrics: Evaluation metrics of this step, or None if it was not evaluated.
 
         Raises:
           UserError: the disk is full or not writable (of this save or of the one before it).
         """
         with self._writing():
-            progress = {**progress, "digest": _digest_of(state)}
-            args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+            kept = {**kept, "digest": _digest_of(state)}
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(kept))
             self._open().save(step, args=args, metrics=metrics, force=True)
 
     def wait(self) -> None:
@@ -101,16 +101,17 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for candidate in candidates:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-            manager, state, progress, reason = self._open(), None, {}, ""
+            progress("restoring a checkpoint", candidate)
+            manager, state, kept, reason = self._open(), None, {}, ""
             try:
                 restored = manager.restore(candidate, args=args)
-                state, progress = restored["state"], restored["progress"]
+                state, kept = restored["state"], restored["progress"]
             except Exception as error:
                 # Orbax, TensorStore and JSON each raise their own kinds on damaged files.
-                reason = _first_line(error) or type(error).__name__
+                reason = first_line(error)
             # Each host reads its own part: all pass over what one of them cannot read.
             reason = next(filter(None, agree("reading a checkpoint", reason)), "")
-            if not reason and _digest_of(state) != progress.pop("digest", None):
+            if not reason and _digest_of(state) != kept.pop("digest", None):
                 reason = "its arrays are not those that were saved"
             if reason:
                 damaged[candidate] = reason
@@ -122,7 +123,7 @@ class Checkpoints:
                 with together("putting damaged checkpoints aside"):
                     for broken in damaged if jax.process_index() == 0 else ():
                         _move_aside(self._folder / str(broken))
-            return state, progress
+            return state, kept
         if damaged:
             listing = "; ".join(f"{broken} ({reason})" for broken, reason in damaged.items())
             raise UserError(f"no checkpoint in {self._folder} can be read: {listing}")
@@ -171,7 +172,7 @@ class Checkpoints:
                 partial.rmtree(missing_ok=True)
             kept = f"step {self.steps()[-1]} is safe" if self.steps() else "no earlier checkpoint"
             raise UserError(
-                f"cannot write a checkpoint in {self._folder}: {reason or _first_line(error)}; {kept}"
+                f"cannot write a checkpoint in {self._folder}: {reason or first_line(error)}; {kept}"
             ) from None
 
 
@@ -205,7 +206,7 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
             item = jax.tree.map(lambda _: 0, wanted)
             return reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True))
     except Exception as error:
-        raise UserError(f"checkpoint {path.parent} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"checkpoint {path.parent} cannot be read: {first_line(error)}") from None
 
 
 def _digest_of(state: TrainState) -> list[int]:
@@ -231,8 +232,3 @@ def _move_aside(path: Path) -> None:
     target = path.with_name(f"{path.name}.damaged")
     target.rmtree(missing_ok=True)
     path.rename(target)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

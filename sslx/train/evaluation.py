@@ -32,13 +32,16 @@ class Evaluator:
           batches: At most this many batches; None: all rows.
         """
         source = EvalBatches(rows, self._batch_size, self._sharding, batches)
-        means, collected = None, []
+        means, collected, last = None, [], None
         for batch in source:
             found = self._program.eval_step(params, state, batch)
             means = found if means is None else jax.tree.map(lambda a, b: a + b, means, found)
             if self._objective.scored:
-                collected.append(self._program.predict_step(params, state, batch))
+                # One behind: the devices go on, and none holds more than two batches of predictions.
+                predicted, last = last, self._program.predict_step(params, state, batch)
+                collected += [jax.device_get(predicted)] if predicted else []
             progress("evaluating")
+        collected += [jax.device_get(last)] if last else []
         metrics = finish_means(jax.device_get(means))
         predictions = _join(collected)
         if predictions:
@@ -66,10 +69,9 @@ class Evaluator:
         return self._objective.show({name: np.asarray(value)[:count] for name, value in predictions.items()})
 
 
-def _join(collected: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+def _join(collected: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if not collected:
         return {}
-    columns = jax.device_get(collected)
-    joined = {name: np.concatenate([np.asarray(part[name]) for part in columns]) for name in columns[0]}
+    joined = {name: np.concatenate([np.asarray(part[name]) for part in collected]) for name in collected[0]}
     valid = joined.pop("valid") > 0
     return {name: column[valid] for name, column in joined.items()}

@@ -25,15 +25,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sslx.config import HostsConfig
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError, first_line
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
 from sslx.train.sharding import one_per_device
 from sslx.train.watch import Store, Watch
-
-
-class HostLost(RuntimeError):
-    """Another process of the run is gone or hangs; the message names it."""
 
 
 class _Joined:
@@ -54,8 +50,8 @@ def joined(config: HostsConfig) -> Iterator[None]:
     Only host 0 prints: the others' standard output is closed, their errors are not.
 
     Raises:
-      UserError: a host did not come, or what `rendezvous.find` finds wrong.
-      HostLost: a host was lost inside the block.
+      UserError: what `rendezvous.find` finds wrong.
+      Unavailable: a host did not come, or was lost inside the block.
     """
     global _joined
     member = rendezvous.find(config)
@@ -86,13 +82,14 @@ def joined(config: HostsConfig) -> Iterator[None]:
         with together("the end"):
             pass
     except BaseException as error:
-        reason = str(error) if isinstance(error, (UserError, FloatingPointError)) else type(error).__name__
-        if not isinstance(error, (UserError, FloatingPointError, KeyboardInterrupt, SystemExit)):
+        reason = first_line(error)
+        if not isinstance(error, (UserError, Unavailable, FloatingPointError, KeyboardInterrupt, SystemExit)):
             # The runtime says "connection closed by peer"; who it was shows a few heartbeats later.
             lost = _joined.watch.blame()
             if lost:
-                _joined.watch.stop()
-                raise HostLost(lost) from error
+                _joined.watch.leave(lost, 1)
+                raise Unavailable(lost) from error
+            reason = f"{type(error).__name__}: {reason}"
         _joined.watch.leave(reason, 2 if isinstance(error, UserError) else 1)
         raise
     _joined.watch.stop()
@@ -105,7 +102,8 @@ def together(what: str) -> Iterator[None]:
     """Ends the block on all hosts or on none: waits for the others, and raises what one of them has raised.
 
     Raises:
-      UserError: the block failed on another host; the message names it.
+      UserError: the block failed on another host by its user's mistake; the message names it.
+      Unavailable: it failed there for another reason.
     """
     if _joined is None:
         yield
@@ -113,7 +111,8 @@ def together(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _exchange(what, {"problem": str(error) or type(error).__name__}, wait=False)
+        problem = str(error) if isinstance(error, (UserError, Unavailable)) else first_line(error)
+        _exchange(what, {"problem": problem, "mistake": isinstance(error, UserError)}, wait=False)
         raise
     _exchange(what, {})
 
@@ -171,9 +170,10 @@ def _exchange(what: str, said: dict[str, Any], *, wait: bool = True) -> list[dic
     found = [json.loads(answers[str(index)]) for index in range(here.member.count)]
     for index, answer in enumerate(found):
         if answer["what"] != what:
-            raise HostLost(f"{here.member.name(index)} is at {answer['what']!r} where this host is at {what!r}")
+            raise Unavailable(f"{here.member.name(index)} is at {answer['what']!r} where this host is at {what!r}")
         if "problem" in answer:
-            raise UserError(f"{here.member.name(index)}: {answer['problem']}")
+            kind = UserError if answer["mistake"] else Unavailable
+            raise kind(f"{here.member.name(index)}: {answer['problem']}")
     return found
 
 

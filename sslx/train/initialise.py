@@ -12,17 +12,51 @@ from flax import traverse_util
 
 from sslx.config import load_class
 from sslx.errors import UserError
+from sslx.objective import Objective
+from sslx.storage import check
 from sslx.train.checkpoint import read_variables
 from sslx.train.run_folder import read_config
 
 
-def objective_class(config: Mapping[str, Any]) -> type:
-    """The class of a run's objective, pretext or task."""
+def part_of(written: Mapping[str, Any]) -> str:
+    """Which part of a config names its objective: ``pretext`` or ``task``."""
+    return "pretext" if "pretext" in written else "task"
+
+
+def objective_class(written: Mapping[str, Any]) -> type[Objective]:
+    """The class of a run's objective, pretext or task.
+
+    Raises:
+      UserError: it does not exist; names the nearest.
+    """
     from sslx.pretext import PRETEXTS
     from sslx.tasks import TASKS
 
-    part, table = ("pretext", PRETEXTS) if "pretext" in config else ("task", TASKS)
-    return load_class(config[part]["name"], table, f"config.{part}.name")
+    part = part_of(written)
+    table = {"pretext": PRETEXTS, "task": TASKS}[part]
+    return load_class(written[part]["name"], table, f"config.{part}.name", Objective)
+
+
+def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """What a config takes from the run that ``config.init`` names (``RUN`` or ``scratch:RUN``).
+
+    Returns:
+      The config, for a downstream task with that run's architecture, and the folder of its tokenizer or None.
+
+    Raises:
+      UserError: there is no such run (names the nearest), or its storage cannot be reached.
+    """
+    init = written.get("init", "")
+    like = init.partition(":")[2] if from_scratch(init) else init
+    if not like:
+        return written, None
+    check(like)
+    source = read_config(Path(like))
+    if "task" in written:
+        # What the parameters mean comes from the run; how they are computed with may be said anew.
+        kept = {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
+        written = written | {"model": source["model"] | kept}
+    return written, Path(like) / "tokenizer"  # its embeddings mean nothing under another vocabulary
 
 
 def from_scratch(init: str) -> bool:

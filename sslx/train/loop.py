@@ -28,7 +28,7 @@ from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
-from sslx.train.hosts import Votes, progress
+from sslx.train.hosts import Votes, agree, progress
 from sslx.train.metrics import MetricsWriter, draw_curves
 from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
@@ -102,6 +102,7 @@ class Trainer:
             progress("compiling", step, limited=False)
             seconds = program.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
+            progress("the first step", step)
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)
             loop = _Loop(self, checkpoints, writer, console, kept, request)
@@ -110,6 +111,7 @@ class Trainer:
             finally:
                 console.stop()
                 writer.close()
+            progress("waiting for the last checkpoint", limited=False)
             checkpoints.wait()
             if jax.process_index() == 0:
                 draw_curves(workdir, self.objective.chance(self.data.statistics))
@@ -139,18 +141,18 @@ class Progress:
         Raises:
           UserError: the data is not that of the run.
         """
-        progress = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
+        kept = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
         metric = f"{config.checkpoint.best_metric} {config.checkpoint.best_mode}"
-        if saved and progress.metric != metric:
-            progress = cls(data=progress.data)
-        progress.metric = metric
-        if progress.data and progress.data != fingerprint:
+        if saved and kept.metric != metric:
+            kept = cls(data=kept.data)
+        kept.metric = metric
+        if kept.data and kept.data != fingerprint:
             raise UserError(
                 "the training data has changed since this run was started (files, splits or package versions), so its "
                 "rows would not be the same; restore the data or give another --workdir"
             )
-        progress.data = fingerprint
-        return progress
+        kept.data = fingerprint
+        return kept
 
 
 class _Loop:
@@ -162,12 +164,12 @@ class _Loop:
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         console: Console,
-        progress: Progress,
+        kept: Progress,
         request: StopRequest,
     ):
         self._trainer, self._config = trainer, trainer.config
         self._checkpoints, self._writer, self._console = checkpoints, writer, console
-        self._progress, self._request = progress, request
+        self._progress, self._request = kept, request
         self._pending: collections.deque = collections.deque()  # (step, device metrics), oldest first
         self._clock, self._counted = time.monotonic(), 0
         self._votes = Votes(trainer.program.mesh)
@@ -202,6 +204,7 @@ class _Loop:
                 due = step % config.checkpoint.every_steps == 0 or self._save_voted
                 if due or improved or last:
                     self._drain()
+                    self._writer.flush()
                     self._checkpoints.save(state, step, dataclasses.asdict(self._progress), evaluated)
                     progress("saving", step)
                     saved_at, saved_step, self._save_voted = time.monotonic(), step, False
@@ -217,8 +220,10 @@ class _Loop:
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         self._drain()
         config, trainer = self._config, self._trainer
+        progress("evaluating", step, limited=False)  # the first time, it compiles
         metrics, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
-        metrics = {f"eval/{name}": value for name, value in metrics.items()}
+        # Scores are made on each host's processor, and what follows from them must be the same on all.
+        metrics = agree("an evaluation", {f"eval/{name}": value for name, value in metrics.items()})[0]
         self.evaluated = metrics
         self._writer.scalars(step, metrics)
         self._console.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
@@ -232,23 +237,23 @@ class _Loop:
 
     def _judge(self, metrics: dict[str, float], step: int) -> None:
         """Keeps the best and decides about stopping early."""
-        checkpoint, progress = self._config.checkpoint, self._progress
+        checkpoint, kept = self._config.checkpoint, self._progress
         value, delta = metrics[checkpoint.best_metric], self._config.eval.min_delta
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"{checkpoint.best_metric} is {value} at step {step}, while the training loss is finite"
             )
-        better = progress.best is None or (
-            value < progress.best - delta if checkpoint.best_mode == "min" else value > progress.best + delta
+        better = kept.best is None or (
+            value < kept.best - delta if checkpoint.best_mode == "min" else value > kept.best + delta
         )
         if better:
-            progress.best, progress.best_step, progress.failures = value, step, 0
+            kept.best, kept.best_step, kept.failures = value, step, 0
             return
-        progress.failures += 1
-        if progress.exhausted(self._config.eval.patience):
+        kept.failures += 1
+        if kept.exhausted(self._config.eval.patience):
             self._console.say(
-                f"stopping early at step {step}: {checkpoint.best_metric} has not improved on {progress.best:.4f} "
-                f"(step {progress.best_step}) for {progress.failures} evaluations"
+                f"stopping early at step {step}: {checkpoint.best_metric} has not improved on {kept.best:.4f} "
+                f"(step {kept.best_step}) for {kept.failures} evaluations"
             )
 
     def _drain(self) -> None:

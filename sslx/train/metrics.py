@@ -66,6 +66,12 @@ class MetricsWriter:
         if rows and self._writes:
             self._board.add_text(name, markdown(rows), step)
 
+    def flush(self) -> None:
+        """Puts remote storage in step with what was written: called before a checkpoint, from which a run goes on."""
+        if self._writes and is_remote(self._run):
+            self._board.flush()
+            self._upload()
+
     def close(self) -> None:
         """Puts everything on disk."""
         if not self._writes:

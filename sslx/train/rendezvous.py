@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sslx.config import HostsConfig
-from sslx.errors import UserError, choose
+from sslx.errors import Unavailable, UserError, choose
 
 CLUSTERS = ("auto", "none", "tpu", "slurm", "mpi")
 # What jax calls the same; several kinds of TPU metadata are told apart by jax itself.
@@ -80,7 +80,8 @@ def meet(member: Membership, seconds: float) -> Membership:
     """Waits until all have come; returns the membership with their names.
 
     Raises:
-      UserError: some did not come in time (names them), or two say they are the same one.
+      Unavailable: some did not come in time; names them.
+      UserError: two say they are the same one, or they expect different numbers.
     """
     host, port = _address(member.coordinator)
     deadline = time.monotonic() + seconds
@@ -109,7 +110,7 @@ def _detected(environment: Mapping[str, str]) -> str:
     return "none"
 
 
-def _explicit(config: HostsConfig) -> Membership:
+def _explicit(config: HostsConfig) -> Membership | None:
     _address(config.coordinator)
     if not 0 <= config.index < config.count:
         raise UserError(
@@ -132,7 +133,7 @@ def _gather(member: Membership, port: int, deadline: float, seconds: float) -> l
     waiting: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(member, port))
-        problem = ""
+        problem, mistake = "", True
         while len(names) < member.count and not problem:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
@@ -142,9 +143,11 @@ def _gather(member: Membership, port: int, deadline: float, seconds: float) -> l
                 problem = (
                     f"{', '.join(missing)} of {member.count} did not join {member.coordinator} within {seconds:g} s"
                 )
+                mistake = False
                 break
+            connection.settimeout(min(5.0, max(deadline - time.monotonic(), 0.1)))
             said = _receive(connection)
-            if said is None:  # a port scanner, or a host that died again
+            if not said or not {"index", "count", "name"} <= set(said):  # a port scanner, or a host that died again
                 continue
             waiting.append(connection)
             if said["count"] != member.count:
@@ -152,13 +155,15 @@ def _gather(member: Membership, port: int, deadline: float, seconds: float) -> l
             elif said["index"] in names:
                 problem = f"{said['name']} and {names[said['index']]} both say they are host {said['index']}"
             names[said["index"]] = said["name"]
-        answer = {"problem": problem} if problem else {"names": [names[index] for index in range(member.count)]}
+        answer = (
+            {"problem": problem, "mistake": mistake}
+            if problem
+            else {"names": [names[index] for index in range(member.count)]}
+        )
         for connection in waiting:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps(answer).encode() + b"\n")
-    if problem:
-        raise UserError(problem)
-    return answer["names"]
+    return _names(answer)
 
 
 def _report(member: Membership, host: str, port: int, deadline: float, seconds: float) -> list[str]:
@@ -166,7 +171,7 @@ def _report(member: Membership, host: str, port: int, deadline: float, seconds: 
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise UserError(f"host 0 could not be reached at {member.coordinator} within {seconds:g} s")
+            raise Unavailable(f"host 0 could not be reached at {member.coordinator} within {seconds:g} s")
         try:
             with socket.create_connection((host, port), timeout=min(left, 10)) as connection:
                 said = {"index": member.index, "count": member.count, "name": socket.gethostname()}
@@ -178,10 +183,15 @@ def _report(member: Membership, host: str, port: int, deadline: float, seconds: 
             answer = None
         if answer is None:
             time.sleep(0.2)
-        elif "problem" in answer:
-            raise UserError(answer["problem"])
         else:
-            return answer["names"]
+            return _names(answer)
+
+
+def _names(answer: dict) -> list[str]:
+    """The names in host 0's answer, or the error that it tells of."""
+    if "problem" in answer:
+        raise (UserError if answer["mistake"] else Unavailable)(answer["problem"])
+    return answer["names"]
 
 
 def _listen(member: Membership, port: int) -> socket.socket:

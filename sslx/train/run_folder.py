@@ -94,14 +94,17 @@ def has_checkpoint(run: Path) -> bool:
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
-def check_shared(run: Path, patience: float = 30.0) -> None:
-    """Checks that this host sees the run folder that host 0 has written.
+TOKEN = ".token"  # a file that host 0 writes and the others look for
+
+
+def check_shared(run: Path, token: str, patience: float = 30.0) -> None:
+    """Checks that this host sees the run folder in which host 0 has written ``token``.
 
     Raises:
       UserError: it does not: the folder is on a disk of host 0's own.
     """
     deadline = time.monotonic() + patience  # network file systems show others' files late
-    while not (Path(run) / "config.json").is_file():
+    while not ((path := Path(run) / TOKEN).is_file() and path.read_text() == token):
         if time.monotonic() > deadline:
             raise UserError(
                 f"cannot see the run folder {run} that host 0 has made; expected storage that all hosts share"

@@ -70,11 +70,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
         raise UserError(f"config.mesh is {written}, {fixed} devices; there are {len(devices)} (one axis may be -1)")
-    shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
-    groups = {_group(device) for device in devices}
-    if len(groups) == 1:
-        # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail.
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    # Linen's logical constraints need Auto axes; jax.make_mesh would default to Explicit ones, where they fail. And it
+    # lets an axis take part of a torus's axis on some TPUs only, without which most meshes cannot be laid out.
+    types, groups = (AxisType.Auto,) * len(AXES), {_group(device) for device in devices}
     outer, left = dict.fromkeys(AXES, 1), len(groups)
     for axis in BATCH_AXES:
         outer[axis] = math.gcd(sizes[axis], left)
@@ -85,11 +83,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh is {written} over {len(groups)} slices or nodes; "
             f"expected data x fsdp to divide by {len(groups)}"
         )
-    inner = [size // across for size, across in zip(shape, outer.values(), strict=True)]
-    by_process = not hasattr(devices[0], "slice_index")
-    arranged = mesh_utils.create_hybrid_device_mesh(
-        inner, tuple(outer.values()), devices, process_is_granule=by_process
-    )
+    inner = [sizes[axis] // outer[axis] for axis in AXES]
+    try:
+        if len(groups) == 1:
+            arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+        else:
+            arranged = mesh_utils.create_hybrid_device_mesh(
+                inner,
+                tuple(outer.values()),
+                devices,
+                process_is_granule=not hasattr(devices[0], "slice_index"),
+                allow_split_physical_axes=True,
+            )
+    except (NotImplementedError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"config.mesh is {written}, which cannot be laid out on these devices: {reason}") from None
     return Mesh(arranged, AXES, axis_types=types)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+from sslx.errors import first_line
 from sslx.train.rendezvous import Membership
 
 
@@ -96,7 +97,9 @@ class Watch:
                 # Host 0 is gone: jax aborts the process about now, and `hosts` explains it.
                 if self._end.wait(2 * self._period):
                     return
-                self._finish(f"{self._member.name(0)}, which coordinates the hosts, does not answer: {_first(error)}")
+                self._finish(
+                    f"{self._member.name(0)}, which coordinates the hosts, does not answer: {first_line(error)}"
+                )
             code, verdict = self._left()
             verdict = verdict or self._silent(self._timeout) or self._stuck()
             if verdict:
@@ -146,8 +149,5 @@ class Watch:
 
     def _finish(self, verdict: str, code: int = 1) -> None:
         print(f"error: {' '.join(verdict.split())}", file=sys.stderr, flush=True)
+        self.leave(verdict, code)  # or the others would take this host for the lost one
         os._exit(code)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

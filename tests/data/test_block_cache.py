@@ -10,7 +10,7 @@ import pytest
 
 from sslx.data import block_cache
 from sslx.data.block_cache import THREADS, Block, BlockCache, read_range
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError
 
 WAIT = 30  # seconds; only a failing test waits so long
 
@@ -124,7 +124,7 @@ def test_errors_that_pass_are_retried(error):
 def test_an_error_that_stays_names_file_and_offset_and_the_next_request_tries_again():
     store = Store([OSError("HTTP 503")] * block_cache.ATTEMPTS)
     cache = BlockCache(store.read, 1000)
-    with pytest.raises(UserError, match=r"^cannot read store/file.rows at byte 1,200 \(tried 5 times\): HTTP 503$"):
+    with pytest.raises(Unavailable, match=r"^cannot read store/file.rows at byte 1,200 \(tried 5 times\): HTTP 503$"):
         cache.get([block(12)])
     assert cache.held == 0
     assert cache.get([block(12)]) == [content(1200, 100)]
@@ -134,14 +134,14 @@ def test_a_prefetch_that_fails_is_told_when_the_block_is_needed():
     store = Store([OSError("HTTP 503")] * block_cache.ATTEMPTS * 2)
     cache = BlockCache(store.read, 1000)
     cache.prefetch([block(0)])
-    with pytest.raises(UserError, match="HTTP 503"):
+    with pytest.raises(Unavailable, match="HTTP 503"):
         cache.get([block(0)])
 
 
 def test_nothing_is_tried_again_when_the_storage_has_been_patient_itself(monkeypatch):
     monkeypatch.setattr(block_cache, "PATIENCE", -1.0)
     store = Store([OSError("gave up")])
-    with pytest.raises(UserError, match=r"\(tried once\): gave up"):
+    with pytest.raises(Unavailable, match=r"\(tried once\): gave up"):
         BlockCache(store.read, 1000).get([block(0)])
 
 

@@ -314,7 +314,7 @@ def test_gs_without_its_library_names_the_extra(prepare, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for name in ("gs", "gcs"):
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, name, raising=False)
-    with pytest.raises(UserError, match=r'needs gcsfs, which is not installed: pip install -e "\.\[gcs\]"'):
+    with pytest.raises(UserError, match=r"needs gcsfs, which is not installed: pip install 'sslx\[gcs\]'"):
         prepare(source="rows:gs://bucket/packed")
 
 

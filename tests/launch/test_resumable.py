@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = str(REPOSITORY / "launch" / "resumable.sh")
 
-# What sslx does on SIGTERM: it saves once, and a second signal ends it.
+# What a command may do on SIGTERM: it saves once, and a second signal ends it.
 TRAINS = """
 trap 'trap - TERM; echo "saving"; sleep 0.3; echo "saved at step 3 on SIGTERM; the same command resumes"; exit 0' TERM
 echo started

@@ -6,6 +6,7 @@ are forked by `entry_server`, which has imported everything already.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -44,11 +46,13 @@ class Cluster:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def start(self, run, hosts, devices, *, only=None, extra=(), **changes):
+    def start(self, run, hosts, devices, *, only=None, extra=(), entry="sslx.main", **changes):
         """Starts the hosts of a run with ``devices`` each (or the ``only`` ones); returns a `Host` each."""
-        settings = {"model.layers": 1, "model.dropout": 0.1, "model.attention_dropout": 0.1, "eval.batches": 1, "steps": 8}
-        settings |= changes
-        written = self._tiny_config(changes=settings).to_json()
+        settings = {"eval.batches": 1, "steps": 8} | changes
+        if entry == "sslx.main":
+            settings = {"model.layers": 1, "model.dropout": 0.1, "model.attention_dropout": 0.1} | settings
+        config = {"sslx.main": "bert_mlm", "sslx.finetune": "finetune/text_classification"}[entry]
+        written = self._tiny_config(config, settings).to_json()
         self._started += 1
         config = self._folder / f"config{self._started}.py"
         config.write_text(
@@ -63,7 +67,7 @@ class Cluster:
                 names = {"coordinator": coordinator, "count": hosts, "index": index}
                 arguments += [f"--config.hosts.{name}={value}" for name, value in names.items()]
             output = self._folder / f"{self._started}-{index}"
-            job = {"module": "sslx.main", "arguments": arguments, "folder": str(self._folder), "output": str(output)}
+            job = {"module": entry, "arguments": arguments, "folder": str(self._folder), "output": str(output)}
             job["environment"] = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
             found.append(Host(self._ask({**job, "background": True}), output, self._ask))
         return found
@@ -127,6 +131,16 @@ def free_port():
         return server.getsockname()[1]
 
 
+def start_apart(cluster, run, flags):
+    """Starts hosts of one device, each with flags of its own."""
+    names = [f"--config.hosts.coordinator=127.0.0.1:{free_port()}", f"--config.hosts.count={len(flags)}"]
+    started = [
+        cluster.start(run, 1, 1, extra=[*names, f"--config.hosts.index={index}", *extra])
+        for index, extra in enumerate(flags)
+    ]
+    return [host for (host,) in started]
+
+
 def until(moment, hosts):
     """Waits for a moment while all hosts run."""
     deadline = time.monotonic() + PATIENCE
@@ -175,9 +189,9 @@ def test_four_hosts_train_as_one_process_and_one_or_two_go_on_with_another_mesh(
 
 def test_a_killed_host_stops_the_others_and_the_restart_is_bit_exact(cluster, tmp_path):
     settings = {"checkpoint.every_steps": 3, "mesh.fsdp": 2, "hosts.timeout_seconds": 30.0}
+    settings["optimizer.schedule_steps"] = 4000
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"
-    cluster.finish(cluster.start(unbroken, 2, 2, steps=40, **settings))
-    hosts = cluster.start(run, 2, 2, steps=40, **settings)
+    hosts = cluster.start(run, 2, 2, steps=4000, **settings)
     until(logged(run, 5), hosts)
     hosts[1].signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -185,8 +199,9 @@ def test_a_killed_host_stops_the_others_and_the_restart_is_bit_exact(cluster, tm
     assert hosts[0].wait() == 1
     assert time.monotonic() - killed < 30 + 30  # the timeout, and what a busy machine adds
     assert any("host 1 (" in line for line in hosts[0].errors), hosts[0].stderr
-    assert max(saved_steps(run / "checkpoints")) < 40
-    cluster.finish(cluster.start(run, 2, 2, steps=40, **settings))
+    steps = max(losses(run)) + 3
+    cluster.finish(cluster.start(run, 2, 2, steps=steps, **settings))
+    cluster.finish(cluster.start(unbroken, 2, 2, steps=steps, **settings))
     assert losses(run) == losses(unbroken)
     one, two = read_variables(run)["params"], read_variables(unbroken)["params"]
     jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -226,16 +241,7 @@ def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone,
 
 
 def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
-    flags = ["--config.data.source=jsonl:nowhere.jsonl"]
-    port = free_port()
-    hosts = []
-    for index, extra in ((0, []), (1, flags)):
-        names = [
-            f"--config.hosts.coordinator=127.0.0.1:{port}",
-            "--config.hosts.count=2",
-            f"--config.hosts.index={index}",
-        ]
-        hosts += cluster.start(tmp_path / "run", 1, 1, extra=[*names, *extra])
+    hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.data.source=jsonl:nowhere.jsonl"]])
     assert [host.wait() for host in hosts] == [2, 2]
     assert "nowhere.jsonl" in hosts[1].errors[0]
     assert "host 1 (" in hosts[0].errors[0]
@@ -243,14 +249,46 @@ def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_hosts_with_different_configs_are_refused(cluster, tmp_path):
+    hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.seed=1"]])
+    assert [host.wait() for host in hosts] == [2, 2]
+    assert "were started with other values of config.seed" in hosts[0].errors[0]
+
+
+def test_a_connection_that_says_nothing_does_not_hold_up_the_meeting():
+    port = free_port()
+    member = rendezvous.Membership(f"127.0.0.1:{port}", 2, 0)
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(rendezvous.meet, member, 20.0)
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                silent = socket.create_connection(("127.0.0.1", port))
+                break
+        other = rendezvous.meet(rendezvous.Membership(f"127.0.0.1:{port}", 2, 1), 20.0)
+        assert other.names == meeting.result().names
+        silent.close()
+
+
+def test_two_hosts_fine_tune_as_one_process(cluster, alone, tmp_path):
+    scores = {}
+    for count, devices in ((1, 2), (2, 1)):
+        run = tmp_path / str(count)
+        changes = {"init": str(alone), "eval.every_steps": 2, "steps": 4, "mesh.data": 2}
+        cluster.finish(cluster.start(run, count, devices, entry="sslx.finetune", **changes))
+        scores[count] = json.loads((run / "report.json").read_text())
+    assert scores[1]["step"] == scores[2]["step"]
+    assert scores[1]["eval/loss"] == pytest.approx(scores[2]["eval/loss"], rel=1e-4)
+    assert scores[1]["confusion_matrix"] == scores[2]["confusion_matrix"]
+
+
 def test_a_host_that_never_joins_is_named(cluster, tmp_path):
     (host,) = cluster.start(tmp_path / "run", 3, 1, only=[0], **{"hosts.join_seconds": 2.0})
-    assert host.wait() == 2
+    assert host.wait() == 1  # it may come later: a scheduler starts the same command again
     (error,) = host.errors
     assert "host 1, host 2 of 3 did not join 127.0.0.1:" in error
     assert "within 2 s" in error
     (host,) = cluster.start(tmp_path / "run", 3, 1, only=[2], **{"hosts.join_seconds": 2.0})
-    assert host.wait() == 2
+    assert host.wait() == 1
     assert "host 0 could not be reached at 127.0.0.1:" in host.errors[0]
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ import collections
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sslx.config import MeshConfig
@@ -34,8 +35,7 @@ def test_only_the_outermost_axis_leaves_a_slice(config):
     mesh = sharding.make_mesh(config, tpu("v5e-4", slices=2).devices)
     outer = next(axis for axis, size in mesh.shape.items() if size > 1)
     place = mesh.axis_names.index(outer)
-    rows = jnp.moveaxis(jnp.vectorize(lambda i: i)(jnp.arange(mesh.size)).reshape(mesh.devices.shape), place, 0)
-    slices = [{mesh.devices.flat[int(i)].slice_index for i in row.ravel()} for row in rows]
+    slices = [{device.slice_index for device in row.flat} for row in np.moveaxis(mesh.devices, place, 0)]
     assert all(len(found) == 1 for found in slices)  # along every other axis, a slice keeps to itself
     counted = collections.Counter(found.pop() for found in slices)
     assert sorted(counted) == [0, 1]
@@ -45,6 +45,15 @@ def test_only_the_outermost_axis_leaves_a_slice(config):
 def test_a_tensor_axis_does_not_leave_a_slice():
     with pytest.raises(UserError, match=r"over 2 slices or nodes; expected data x fsdp to divide by 2"):
         sharding.make_mesh(MeshConfig(data=1, tensor=8), tpu("v5e-4", slices=2).devices)
+
+
+@pytest.mark.parametrize("name", ["v5e-256", "v5p-128", "v6e-256"])
+def test_every_split_of_a_slice_can_be_laid_out(name):
+    devices = tpu(name).devices
+    for tensor in (1, 2, 4, 8, 16):
+        for power in range((len(devices) // tensor).bit_length()):
+            mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2**power, tensor=tensor), devices)
+            assert mesh.size == len(set(mesh.devices.flat)) == len(devices)
 
 
 class Uneven(nn.Module):
