@@ -28,7 +28,7 @@ from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
-from sslx.train.hosts import Votes, agree, progress
+from sslx.train.hosts import Votes, agree, progress, together
 from sslx.train.metrics import MetricsWriter, draw_curves
 from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
@@ -100,7 +100,8 @@ class Trainer:
                     f"schedule ends; --config.optimizer.schedule_steps={self.config.steps} stretches it"
                 )
             progress("compiling", step, limited=False)
-            seconds = program.compile()
+            with together("compiling"):  # or the first to be done would take the others for lost
+                seconds = program.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
             progress("the first step", step)
             log = self.config.log

@@ -49,6 +49,7 @@ class Watch:
         self._heard = {index: (None, now) for index in range(member.count) if index != member.index}
         self._state: dict[int, dict] = {}
         self._end = threading.Event()
+        self._leaving, self._has_left = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -71,10 +72,14 @@ class Watch:
         Host 0, whose end takes the store away, gives the others time to read it.
         """
         self._end.set()
-        try:
-            self._store.put(f"left/{self._member.index}", json.dumps({"reason": reason, "code": code}))
-        except Exception:  # the store is gone, and everybody knows
-            return
+        with self._leaving:
+            # The first reason is the cause; what another thread says after it only follows from it.
+            first, self._has_left = not self._has_left, True
+        if first:
+            try:
+                self._store.put(f"left/{self._member.index}", json.dumps({"reason": reason, "code": code}))
+            except Exception:  # the store is gone, and everybody knows
+                return
         if self._member.index == 0:
             time.sleep(3 * self._period)
 
@@ -122,6 +127,8 @@ class Watch:
         except Exception:
             return 1, ""
         for index, value in left.items():
+            if int(index) == self._member.index:
+                continue
             said = json.loads(value)
             return said["code"], f"{self._member.name(int(index))} has stopped: {said['reason']}"
         return 1, ""
