@@ -42,8 +42,8 @@ class HostsConfig:
 
     cluster: str = "auto"  # auto | none | tpu | slurm | mpi: whose environment tells
     coordinator: str = ""  # HOST:PORT of host 0, in place of a cluster; with count and index
-    count: int = 1
-    index: int = 0
+    count: int | None = None
+    index: int | None = None
     join_seconds: float = 300.0  # for all hosts to come
     timeout_seconds: float = 600.0  # for a host to be heard from, and for a step to be made
 
@@ -163,10 +163,6 @@ LEAST = {
     "eval.examples": 0,
     "log.every_steps": 1,
     "mesh.tolerance": 0,
-    "hosts.count": 1,
-    "hosts.index": 0,
-    "hosts.join_seconds": 1,
-    "hosts.timeout_seconds": 1,
 }
 
 # Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.

@@ -32,7 +32,6 @@ from sslx.data.text import ROWS, TextConfig, open_text
 from sslx.data.token_shards import Workers, encode_in_shards
 from sslx.data.tokens import tokenize_corpus
 from sslx.errors import UserError
-from sslx.runtime import display
 from sslx.session import run_config
 from sslx.storage import local_copy
 from sslx.train.initialise import inherited, objective_class, part_of
@@ -87,7 +86,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             empty = f" ({skipped:,} without a token left out)" if skipped else ""
             print(f"{role:<6} {documents:,} documents{empty}, {tokens:,} tokens, {rows:,} rows")
     if given.out:
-        print(f"train on it with --config.data.cache_dir={display(Path(given.out))}")
+        print(f"train on it with --config.data.cache_dir={given.out}")
     if given.rows:
         print(f"or, from far away, with --config.data.source=rows:{given.rows}")
 

@@ -140,8 +140,9 @@ def _check_same(written: Mapping[str, Any], resumes: bool, statistics: Mapping[s
     for index, there in enumerate(everywhere):
         others = {name: value for name, value in there.items() if value != everywhere[0][name]}
         if "config" in others:
-            keys = ", ".join(f"config.{key}" for key in differences(everywhere[0]["config"], there["config"]))
-            raise UserError(f"{host_name(index)} and {host_name(0)} were started with other values of {keys}")
+            found = differences(everywhere[0]["config"], there["config"])
+            listing = "; ".join(f"config.{key}: {a!r} there, {b!r} here" for key, (a, b) in found.items())
+            raise UserError(f"{host_name(index)} was started with another config than {host_name(0)} ({listing})")
         if "jax" in others or "resumes" in others:
             what = "another version of jax" if "jax" in others else "another state of the run folder"
             raise UserError(f"{host_name(index)} has {what} than {host_name(0)}; expected the same on all hosts")

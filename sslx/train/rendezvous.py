@@ -47,10 +47,13 @@ def find(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> Me
       UserError: the config is incomplete, or the cluster it names is not there.
     """
     choose(config.cluster, CLUSTERS, "config.hosts.cluster")
+    for name in ("join_seconds", "timeout_seconds"):
+        if getattr(config, name) < 1:
+            raise UserError(f"config.hosts.{name} is {getattr(config, name)}; expected at least 1")
     if config.coordinator:
         return _explicit(config)
-    for name, default in (("count", HostsConfig.count), ("index", HostsConfig.index)):
-        if getattr(config, name) != default:
+    for name in ("count", "index"):
+        if getattr(config, name) is not None:
             raise UserError(
                 f"config.hosts.{name} is given without config.hosts.coordinator; expected HOST:PORT of host 0"
             )
@@ -112,6 +115,11 @@ def _detected(environment: Mapping[str, str]) -> str:
 
 def _explicit(config: HostsConfig) -> Membership | None:
     _address(config.coordinator)
+    if config.count is None or config.index is None:
+        missing = "count" if config.count is None else "index"
+        raise UserError(f"config.hosts.coordinator is given without config.hosts.{missing}; expected all three")
+    if config.count < 1:
+        raise UserError(f"config.hosts.count is {config.count}; expected at least 1")
     if not 0 <= config.index < config.count:
         raise UserError(
             f"config.hosts.index is {config.index} of config.hosts.count={config.count}; "

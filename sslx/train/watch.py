@@ -136,7 +136,7 @@ class Watch:
     def _silent(self, seconds: float) -> str:
         now = time.monotonic()
         silent = [index for index, (_, when) in self._heard.items() if now - when > seconds]
-        return f"{self._describe(silent)} cannot be heard any more" if silent else ""
+        return f"{self._describe(silent)}; cannot be heard any more" if silent else ""
 
     def _stuck(self) -> str:
         waited = time.monotonic() - self._moved

@@ -252,7 +252,7 @@ def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
 def test_hosts_with_different_configs_are_refused(cluster, tmp_path):
     hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.seed=1"]])
     assert [host.wait() for host in hosts] == [2, 2]
-    assert "were started with other values of config.seed" in hosts[0].errors[0]
+    assert "config.seed: 0 there, 1 here" in hosts[0].errors[0]
 
 
 def test_a_connection_that_says_nothing_does_not_hold_up_the_meeting():
@@ -299,6 +299,9 @@ def test_a_host_that_never_joins_is_named(cluster, tmp_path):
         (HostsConfig(cluster="slrum"), "did you mean 'slurm'"),
         (HostsConfig(coordinator="node1", count=2), "'node1'; expected HOST:PORT"),
         (HostsConfig(coordinator="node1:8476", count=2, index=2), "expected 0 to 1"),
+        (HostsConfig(coordinator="node1:8476"), "without config.hosts.count; expected all three"),
+        (HostsConfig(coordinator="node1:8476", count=2), "without config.hosts.index; expected all three"),
+        (HostsConfig(timeout_seconds=-3.0), "config.hosts.timeout_seconds is -3.0; expected at least 1"),
         (HostsConfig(count=2), r"config.hosts.count is given without config.hosts.coordinator"),
     ],
 )
