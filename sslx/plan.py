@@ -66,7 +66,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
 
 def _simulated(count: int) -> topology.Topology:
     # JAX takes the number from one place only, and before its first device is made.
-    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    given = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.pop("XLA_FLAGS", "")).strip()
+    if given:  # of blanks alone XLA makes the name of a file
+        os.environ["XLA_FLAGS"] = given
     jax.config.update("jax_num_cpu_devices", count)
     return topology.simulated(count)
 

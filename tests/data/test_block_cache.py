@@ -147,14 +147,14 @@ def test_nothing_is_tried_again_when_the_storage_has_been_patient_itself(monkeyp
 
 def test_a_missing_file_is_not_tried_again(tmp_path):
     missing = tmp_path / "train-00000.rows"
-    with pytest.raises(UserError, match=rf"{missing} at byte 0 \(tried once\): No such file"):
+    with pytest.raises(Unavailable, match=rf"{missing} at byte 0 \(tried once\): No such file"):
         BlockCache(read_range, 1000).get([Block(str(missing), 0, 10)])
 
 
 def test_a_file_that_ends_early_is_an_error_and_not_short_data(tmp_path):
     (tmp_path / "short.rows").write_bytes(b"0123456789")
     assert read_range(str(tmp_path / "short.rows"), 2, 3) == b"234"
-    with pytest.raises(UserError, match=r"short.rows at byte 8 .*it ends after 2 of 8 bytes"):
+    with pytest.raises(Unavailable, match=r"short.rows at byte 8 .*it ends after 2 of 8 bytes"):
         BlockCache(read_range, 1000).get([Block(str(tmp_path / "short.rows"), 8, 8)])
 
 

@@ -17,7 +17,7 @@ from sslx.data.block_cache import read_range
 from sslx.data.sources import open_collection
 from sslx.data.stored_rows import BLOCK_ROWS, StoredRows, open_rows, positions_of, write_rows
 from sslx.data.text import TextConfig, prepare_text
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError
 
 LAYOUTS = ("packed", "nsp", "sop", "documents")
 SPLITS = {"train_split": "train[:70%]", "eval_split": "train[70%:90%]", "test_split": "train[90%:]"}
@@ -304,7 +304,7 @@ def test_a_cut_file_is_named_when_its_rows_are_needed(packed, prepare, tmp_path,
     file = tmp_path / "rows" / "train-00000.rows"
     file.write_bytes(file.read_bytes()[:-1])
     rows = prepare(source=f"rows:{tmp_path}/rows").train
-    with pytest.raises(UserError, match=rf"cannot read {file} at byte [\d,]+ .*it ends after"):
+    with pytest.raises(Unavailable, match=rf"cannot read {file} at byte [\d,]+ .*it ends after"):
         rows.fetch(np.array([len(rows) - 1]))
 
 
