@@ -27,8 +27,8 @@ CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "bert_mlm.p
 SIZES, PODS = ("base", "large"), ("v5e-256", "v5p-128", "v6e-256")
 ROWS, ROWS_A_CHIP, LENGTH = 4096, 16, 512
 GROWTH = ("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x8", "v5p:8x8x8")
-# In parameter bytes (float32), on any number of chips: two gathers and a scatter of each parameter. From 128 chips of this
-# model on, whose shards are four columns wide, the compiler makes all-reduces of them, which send twice as much.
+# In parameter bytes (float32), on any number of chips: two gathers and a scatter of each parameter. From 128 chips of
+# this model on, whose shards are four columns wide, the compiler makes all-reduces of them, which send twice as much.
 BOUND = 6.0
 
 
