@@ -31,8 +31,14 @@ for variable in NAME PROJECT ZONE TYPE RUNTIME REPOSITORY RUN; do
   [[ -n ${!variable} ]] || fail "$variable is not set; set it at the top of launch/tpu_pod.sh or in the environment"
 done
 [[ $RUN == gs://* ]] || fail "RUN is '$RUN'; expected a folder on gs://, which outlives the TPU"
-[[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES is '$SLICES'; expected a whole number, at least 1"
+for variable in SLICES RETRIES; do
+  [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || fail "$variable is '${!variable}'; expected a whole number, at least 1"
+done
+for variable in SPOT KEEP; do
+  [[ ${!variable} == [01] ]] || fail "$variable is '${!variable}'; expected 0 or 1"
+done
 command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+gcloud auth print-access-token >/dev/null 2>&1 || fail "gcloud is not logged in; run: gcloud auth login"
 
 queue() { gcloud compute tpus queued-resources "$1" "$NAME" --project="$PROJECT" --zone="$ZONE" --quiet "${@:2}"; }
 

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, choose, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,21 @@ class HostsConfig:
     index: int | None = None
     join_seconds: float = 300.0  # for all hosts to come
     timeout_seconds: float = 600.0  # for a host to be heard from, and for a step to be made
+
+    def __post_init__(self):
+        choose(self.cluster, ("auto", "none", "tpu", "slurm", "mpi"), "config.hosts.cluster")
+        for name, least in {"join_seconds": 1, "timeout_seconds": 1, "count": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"config.hosts.{name} is {value}; expected at least {least}")
+        given = [name for name in ("coordinator", "count", "index") if getattr(self, name) not in ("", None)]
+        if given and len(given) < 3:
+            missing = next(name for name in ("coordinator", "count", "index") if name not in given)
+            raise UserError(f"config.hosts.{given[0]} is given without config.hosts.{missing}; expected all three")
+        if given and not 0 <= self.index < self.count:
+            raise UserError(
+                f"config.hosts.index is {self.index} of config.hosts.count={self.count}; expected 0 to {self.count - 1}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

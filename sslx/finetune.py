@@ -17,7 +17,6 @@ from sslx.errors import UserError
 from sslx.runtime import display, is_first_process
 from sslx.session import Session, hosts_config, train
 from sslx.storage import write_figure, write_text
-from sslx.tasks import TASKS
 from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch, inherited
 from sslx.train.sharding import on_mesh
@@ -34,7 +33,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
         written, tokenizer = inherited(written)
-        session = train(written, workdir, part="task", table=TASKS, tokenizer=tokenizer, title=title)
+        session = train(written, workdir, part="task", tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _report(session, workdir)
     return session

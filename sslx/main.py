@@ -9,7 +9,6 @@ import ml_collections
 from etils.epath import Path
 
 from sslx import entry
-from sslx.pretext import PRETEXTS
 from sslx.runtime import display
 from sslx.session import Session, hosts_config, train
 from sslx.train.hosts import joined
@@ -22,7 +21,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     title = f"sslx: {written.get('pretext', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
         written, tokenizer = inherited(written)
-        session = train(written, workdir, part="pretext", table=PRETEXTS, tokenizer=tokenizer, title=title)
+        session = train(written, workdir, part="pretext", tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _conclude(session, workdir)
     return session

@@ -11,12 +11,10 @@ import ml_collections
 import numpy as np
 
 from sslx import entry
-from sslx.config import load_class
-from sslx.objective import Objective
-from sslx.pretext import PRETEXTS
 from sslx.runtime import configure
 from sslx.session import run_config
 from sslx.train.console import Console
+from sslx.train.initialise import objective_class
 from sslx.train.step import train_keys
 
 ROWS = 4
@@ -28,8 +26,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     written = config.to_dict()
     run = run_config(written, "pretext")
     written |= dataclasses.asdict(run)
-    objective_class = load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name", Objective)
-    objective, data = objective_class.prepare(written)
+    objective, data = objective_class(written).prepare(written)
     ids = data.train.order(run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
     batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
     step = jnp.zeros((), jnp.int32)

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 from etils.epath import Path
 
-from sslx.config import HostsConfig, RunConfig, build, differences, load_class
+from sslx.config import HostsConfig, RunConfig, build, differences
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, together
-from sslx.train.initialise import from_scratch, load_encoder
+from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config
@@ -43,16 +43,13 @@ class Session:
     console: Console
 
 
-def train(
-    written: dict[str, Any], workdir: Path, *, part: str, table: Mapping[str, str], tokenizer: Path | None, title: str
-) -> Session:
+def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path | None, title: str) -> Session:
     """Trains, or goes on training, the run in ``workdir``.
 
     Args:
       written: The whole config as plain dicts.
       workdir: The run folder; created when everything has been checked.
-      part: The objective's key in the config: ``pretext`` or ``task``.
-      table: Names of objectives to classes.
+      part: The objective's key that the entry expects in the config: ``pretext`` or ``task``.
       tokenizer: Folder of the tokenizer of the run that ``config.init`` names, or None.
       title: Heads what is printed.
 
@@ -66,11 +63,10 @@ def train(
         written = resolve(workdir, {**written, **dataclasses.asdict(run_config(written, part))})
         config = run_config(written, part)
         require_wandb(config.log.wandb)
-        objective_class = load_class(written[part]["name"], table, f"config.{part}.name", Objective)
         resumes = has_checkpoint(workdir)
         if resumes and (workdir / "tokenizer").is_dir():
             tokenizer = workdir / "tokenizer"
-        objective, data = objective_class.prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
+        objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
         trainer = Trainer(config, objective, data)
         _check_best_metric(trainer)
         notes, start = list(trainer.program.notes), None
@@ -85,7 +81,8 @@ def train(
             if is_first_process():
                 stack.enter_context(exclusive(workdir))
                 write_config(workdir, written)
-                if not (workdir / "tokenizer").is_dir():
+                # Before the first checkpoint there may be part of one, of a start that was killed here.
+                if not (resumes and (workdir / "tokenizer").is_dir()):
                     with tempfile.TemporaryDirectory() as made:
                         data.save(LocalPath(made))
                         upload(LocalPath(made), workdir)

@@ -40,6 +40,21 @@ def check(path: str | os.PathLike[str]) -> None:
       UserError: an unknown kind of storage, or its library is missing.
       Unavailable: it does not answer, or not without other credentials.
     """
+    require(path)
+    if not is_remote(path):
+        return
+    try:
+        Path(path).exists()
+    except Exception as error:  # gcsfs, aiohttp and google.auth each have kinds of their own
+        raise Unavailable(f"cannot reach {path}: {first_line(error)}") from None
+
+
+def require(path: str | os.PathLike[str]) -> None:
+    """Looks whether the library for a path's storage is here; asks nothing of the storage.
+
+    Raises:
+      UserError: an unknown kind of storage, or its library is missing.
+    """
     if not is_remote(path):
         return
     scheme = os.fspath(path).partition("://")[0]
@@ -47,10 +62,6 @@ def check(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} is on storage of an unknown kind, {scheme}://; expected a folder or gs://")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{path} needs gcsfs, which is not installed: pip install 'sslx[gcs]'")
-    try:
-        Path(path).exists()
-    except Exception as error:  # gcsfs, aiohttp and google.auth each have kinds of their own
-        raise Unavailable(f"cannot reach {path}: {first_line(error)}") from None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -9,9 +9,11 @@ The environment is set here, before jax makes its first device. Nothing is read 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
+import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,6 +29,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of the
 
 import ml_collections  # noqa: E402
 import pytest  # noqa: E402
+from entries import Entries  # noqa: E402
 
 from sslx.entry import load_config  # noqa: E402
 from sslx.runtime import configure  # noqa: E402
@@ -65,37 +68,73 @@ def corpus_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_config(corpus_file):
+def made_up_texts():
+    """Sixty texts of sixty words each, of a vocabulary that the smallest tokenizers hold."""
+    words, draw = [f"word{i}" for i in range(60)], random.Random(0)
+    return [" ".join(draw.choices(words, k=60)) + "." for _ in range(60)]
+
+
+@pytest.fixture(scope="session")
+def tiny_changes(corpus_file):
+    """What makes a published experiment a small run."""
+    return {
+        "data.source": f"jsonl:{corpus_file}",
+        "data.train_split": "train[:90%]",
+        "data.eval_split": "train[90%:]",
+        "data.test_split": "",
+        "data.seq_len": 32,
+        "data.vocab_size": 512,
+        "model.layers": 2,
+        "model.width": 32,
+        "model.heads": 4,
+        "model.mlp_width": 64,
+        "model.max_length": 64,
+        "steps": 8,
+        "batch_size": 16,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.warmup_steps": 2,
+        "eval.every_steps": 1000,
+        "eval.examples": 0,
+        "checkpoint.every_steps": 1000,
+        "log.every_steps": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_changes):
     """Makes the config of a small run: ``tiny_config("bert_mlm", {"steps": 4, "model.layers": 1})``."""
 
     def make(name: str = "bert_mlm", changes: dict | None = None) -> ml_collections.ConfigDict:
         config = load_config(REPOSITORY / "configs" / f"{name}.py")
-        small = {
-            "data.source": f"jsonl:{corpus_file}",
-            "data.train_split": "train[:90%]",
-            "data.eval_split": "train[90%:]",
-            "data.test_split": "",
-            "data.seq_len": 32,
-            "data.vocab_size": 512,
-            "model.layers": 2,
-            "model.width": 32,
-            "model.heads": 4,
-            "model.mlp_width": 64,
-            "model.max_length": 64,
-            "steps": 8,
-            "batch_size": 16,
-            "optimizer.learning_rate": 1e-3,
-            "optimizer.warmup_steps": 2,
-            "eval.every_steps": 1000,
-            "eval.examples": 0,
-            "checkpoint.every_steps": 1000,
-            "log.every_steps": 1,
-        }
         with config.unlocked():
-            config.update_from_flattened_dict({**small, **(changes or {})})
+            config.update_from_flattened_dict(tiny_changes | (changes or {}))
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_tiny_config(tiny_changes):
+    """Writes a config file of a small run, whose values the command line may change as those of a user's file."""
+
+    def write(file: Path, name: str = "bert_mlm", changes: dict | None = None) -> None:
+        file.write_text(
+            "from sslx.entry import load_config\n\n\n"
+            "def get_config():\n"
+            f"    config = load_config({str(REPOSITORY / 'configs' / f'{name}.py')!r})\n"
+            "    with config.unlocked():\n"
+            f"        config.update_from_flattened_dict({tiny_changes | (changes or {})!r})\n"
+            "    return config\n"
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def entries(tmp_path_factory):
+    """Runs command line entries as real processes: ``entries.run("main", "--config=a.py", folder=folder)``."""
+    with contextlib.closing(Entries(tmp_path_factory.mktemp("entries"))) as entries:
+        yield entries
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,20 @@
 """Bad input to the command line entries: exit code 2, one line on stderr, and a run folder as it was before.
 
-Every case is a process of its own, forked by `entry_server`, in a folder with a tiny corpus and two config files.
+Every case is a process of its own, in a folder with a tiny corpus and two config files.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
-import os
-import random
 import subprocess
-import sys
 from pathlib import Path
 
 import filelock
 import pytest
+from entries import simulated
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 CONFIG = """
 from sslx.config import experiment
@@ -51,21 +47,10 @@ CONFIGS = {
 }
 
 
-@dataclasses.dataclass
-class Ended:
-    """How a process ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, made_up_texts):
     """A folder to start in: configs, corpora good and bad, and some files in the way."""
-    folder = tmp_path_factory.mktemp("entries")
-    words, draw = [f"word{i}" for i in range(60)], random.Random(0)
-    texts = [" ".join(draw.choices(words, k=60)) + "." for _ in range(60)]
+    folder, texts = tmp_path_factory.mktemp("errors"), made_up_texts
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "labels.csv").write_text("text,label\n" + "".join(f"{t},{'ab'[i % 2]}\n" for i, t in enumerate(texts)))
     (folder / "few.jsonl").write_text('{"text": "a few words"}\n' * 5)
@@ -87,21 +72,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def entry(folder, tmp_path_factory):
-    """Runs an entry: ``entry("main", "--config=pretrain.py", ...)``; more goes to `entry_server`."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ONE_DEVICE, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("entry_server.py"))]
-    output = tmp_path_factory.mktemp("output") / "process"
-
-    def run(module: str, *arguments: str, **more) -> Ended:
-        job = {"module": f"sslx.{module}", "arguments": arguments, "folder": str(folder), "output": str(output)} | more
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return Ended(code, *(Path(f"{output}.{stream}").read_text() for stream in ("stdout", "stderr")))
-
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield run
+def entry(entries, folder):
+    """Runs an entry in the folder: ``entry("main", "--config=pretrain.py", ...)``."""
+    return functools.partial(entries.run, folder=folder)
 
 
 @pytest.fixture
@@ -233,10 +206,7 @@ def test_meshes_and_batches_that_do_not_fit_eight_devices(refused):
         "--config.micro_batches=4": "4 micro-batches of 2 does not divide over 8 devices",
     }
 
-    def on_eight(*arguments):
-        return refused(*arguments, environment={"XLA_FLAGS": EIGHT_DEVICES})
-
-    check_all(on_eight, "main", cases, "--config=pretrain.py")
+    check_all(functools.partial(refused, environment=simulated(8)), "main", cases, "--config=pretrain.py")
 
 
 def test_the_wrong_config_or_start_for_an_entry(refused):

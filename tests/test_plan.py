@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 CONFIG = """
 import sys
@@ -51,21 +46,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
-    """Runs ``python -m sslx.plan`` with these arguments; returns exit code, output and errors."""
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}", "COLUMNS": "160"}
-    command = [sys.executable, str(Path(__file__).with_name("entry_server.py"))]
-    output = tmp_path_factory.mktemp("output") / "process"
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        job = {"module": "sslx.plan", "arguments": arguments, "folder": str(folder), "output": str(output)}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return code, *(Path(f"{output}.{stream}").read_text() for stream in ("stdout", "stderr"))
-
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield run
+def run(entries, folder):
+    """Runs ``python -m sslx.plan`` with these arguments."""
+    return functools.partial(entries.run, "plan", folder=folder, environment={"COLUMNS": "160"})
 
 
 def test_what_cannot_be_planned_is_said_in_one_line(run, folder):

@@ -5,18 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from entries import until
 
 from sslx.study import shared_arguments
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 CONFIG = """
 from sslx.config import experiment
@@ -35,94 +30,38 @@ def get_config():
 """
 GRID = ("--config=tiny.py", "--sizes=8,16", "--budgets=2k,40k", "--head_width=8", "--workdir=study")
 
-HANGS = 900  # seconds after which a process has surely hung
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, made_up_texts):
     """A folder with a config and a corpus."""
     folder = tmp_path_factory.mktemp("study")
-    words, draw = [f"word{i}" for i in range(60)], random.Random(0)
-    texts = [" ".join(draw.choices(words, k=60)) + "." for _ in range(60)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made_up_texts))
     (folder / "tiny.py").write_text(CONFIG)
     return folder
 
 
 @pytest.fixture(scope="module")
-def environment():
-    one_device = "--xla_force_host_platform_device_count=1"
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": one_device, "HF_HUB_OFFLINE": "1"}
+def study(entries, folder):
+    """Runs ``python -m sslx.study`` with these arguments; the rest is its environment."""
+    return lambda *arguments, **more: entries.run("study", *arguments, folder=folder, environment=more)
 
 
 @pytest.fixture(scope="module")
-def start(folder, environment):
-    """Starts ``python -m sslx.study`` as a process of its own group."""
-
-    def start(*arguments: str, **more: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "sslx.study", *arguments],
-            cwd=folder,
-            env=environment | more,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def ended(start):
-    """Runs it to its end; returns exit code, stdout and stderr."""
-
-    def run(*arguments: str, **more: str) -> tuple[int, str, str]:
-        process = start(*arguments, **more)
-        out, err = process.communicate(timeout=HANGS)
-        return process.returncode, out, err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def entry(folder, environment, tmp_path_factory):
-    """Runs the entry in a fork of `entry_server`: for what ends before a row starts."""
-    command = [sys.executable, str(Path(__file__).with_name("entry_server.py"))]
-    output = tmp_path_factory.mktemp("output") / "process"
-
-    def run(*arguments: str, **more: str) -> tuple[int, str, str]:
-        job = {"module": "sslx.study", "arguments": arguments, "folder": str(folder), "output": str(output)}
-        server.stdin.write(json.dumps(job | {"environment": more}) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return code, *(Path(f"{output}.{stream}").read_text() for stream in ("stdout", "stderr"))
-
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield run
-
-
-@pytest.fixture(scope="module")
-def killed(start, folder):
+def killed(entries, folder):
     """The study after everything was killed in the middle of its second row, which has a checkpoint."""
-    process = start(*GRID)
-    checkpoints, deadline = folder / "study" / "w8_40k" / "checkpoints", time.monotonic() + HANGS
-    try:
-        while not any(path.name.isdecimal() for path in checkpoints.glob("*")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    process = entries.start("study", *GRID, folder=folder)
+    checkpoints = folder / "study" / "w8_40k" / "checkpoints"
+    until(lambda: any(path.name.isdecimal() for path in checkpoints.glob("*")), process)
+    os.killpg(process.pid, signal.SIGKILL)  # with the row, which is a process of its own
+    process.wait()
     return (folder / "study" / "w8_2k" / "metrics.jsonl").stat()
 
 
 @pytest.fixture(scope="module")
-def gone_on(killed, ended, folder):
+def gone_on(killed, study, folder):
     """The same command again, with a file in the way of the third row."""
     (folder / "study" / "w16_2k").write_text("in the way")
-    return ended(*GRID)
+    return study(*GRID)
 
 
 def losses(folder: Path) -> dict[str, str]:
@@ -152,16 +91,16 @@ def test_a_row_that_fails_loses_no_other_and_is_told_with_how_to_go_on(gone_on, 
     assert all(1.0 < float(loss) < 7.0 for loss in found.values())
 
 
-def test_a_job_array_runs_its_row_alone_as_the_run_itself(gone_on, entry, folder):
+def test_a_job_array_runs_its_row_alone_as_the_run_itself(gone_on, study, folder):
     (folder / "study" / "w16_2k").unlink(missing_ok=True)
-    code, said, error = entry(*GRID, SLURM_ARRAY_TASK_ID="2")
+    code, said, error = study(*GRID, SLURM_ARRAY_TASK_ID="2")
     assert (code, error) == (0, "")
     assert said.startswith("row 2 w16_2k\n")
     assert "done: held-out loss" in said
-    code, said, _ = entry(*GRID, JOB_COMPLETION_INDEX="2")
+    code, said, _ = study(*GRID, JOB_COMPLETION_INDEX="2")
     assert code == 0
     assert said.startswith("row 2 w16_2k is finished: held-out loss")
-    code, said, _ = entry(*GRID, "--report", SLURM_ARRAY_TASK_ID="2")
+    code, said, _ = study(*GRID, "--report", SLURM_ARRAY_TASK_ID="2")
     assert code == 0
     assert "4 of 4 rows finished" in said
     assert "too few finished rows to fit: 4 with 2 sizes and 2 token counts" in said
@@ -169,8 +108,7 @@ def test_a_job_array_runs_its_row_alone_as_the_run_itself(gone_on, entry, folder
 
 
 def test_rows_are_what_the_grid_says(gone_on, folder):
-    study = json.loads((folder / "study" / "study.json").read_text())
-    for row in study["rows"]:
+    for row in json.loads((folder / "study" / "study.json").read_text())["rows"]:
         if (folder / "study" / row["name"]).is_dir():
             config = json.loads((folder / "study" / row["name"] / "config.json").read_text())
             assert config["steps"] == config["optimizer"]["schedule_steps"] == row["steps"]
@@ -196,9 +134,9 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--sises=8",), "sises"),
     ],
 )
-def test_bad_input_is_one_line_and_changes_nothing(gone_on, entry, folder, arguments, message):
+def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, arguments, message):
     before = (folder / "study" / "study.json").read_bytes()
-    code, _, error = entry(*GRID, *arguments)
+    code, _, error = study(*GRID, *arguments)
     assert code == 2
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -207,8 +145,8 @@ def test_bad_input_is_one_line_and_changes_nothing(gone_on, entry, folder, argum
     assert not (folder / "new").exists()
 
 
-def test_list_prints_the_grid_and_writes_nothing(entry, folder):
-    code, said, _ = entry(*GRID, "--workdir=listed", "--held_out=24:60k", "--list")
+def test_list_prints_the_grid_and_writes_nothing(study, folder):
+    code, said, _ = study(*GRID, "--workdir=listed", "--held_out=24:60k", "--list")
     assert code == 0
     for part in ("5 rows (*: held out)", "w8_2k", "w16_40k", "w24_60k*", "N-emb", "FLOPs", "steps"):
         assert part in said

@@ -11,11 +11,13 @@ import functools
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from sslx.errors import Unavailable, UserError
+from sslx.errors import Unavailable
+from sslx.storage import require
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -30,11 +32,12 @@ Read = Callable[[str, int, int], bytes]
 
 
 class Block(NamedTuple):
-    """One range of one file."""
+    """One range of one file, and the CRC-32 of its bytes where it is known."""
 
     path: str
     offset: int
     length: int
+    checksum: int | None = None
 
 
 @functools.cache
@@ -109,15 +112,18 @@ def read_with_retries(read: Read, block: Block) -> bytes:
     """Reads a block, again after a growing pause where an error may pass.
 
     Raises:
-      Unavailable: it stays unreadable, is not there, or is shorter than it should be.
+      Unavailable: it stays unreadable, is not there, or is not what was written.
     """
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             data = read(block.path, block.offset, block.length)
-            if len(data) == block.length:
+            if len(data) != block.length:
+                reason = f"it ends after {len(data):,} of {block.length:,} bytes"
+            elif block.checksum is not None and zlib.crc32(data) != block.checksum:
+                reason = "its bytes are not those that were written (checksum)"
+            else:
                 return data
-            reason = f"it ends after {len(data):,} of {block.length:,} bytes"
         except PERMANENT as error:
             reason = error.strerror or type(error).__name__
             break
@@ -153,14 +159,6 @@ def storage(path: str) -> tuple[AbstractFileSystem, str]:
     """
     from fsspec.core import url_to_fs
 
-    scheme = path.partition("://")[0]
-    if scheme in ("gs", "gcs"):
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it then raises
-    try:
-        return url_to_fs(path)
-    except ImportError as error:
-        if scheme in ("gs", "gcs"):
-            raise UserError(f"{path} needs gcsfs, which is not installed: pip install 'sslx[gcs]'") from error
-        raise UserError(f"cannot read {path}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is on storage of an unknown kind, {scheme}://; expected a folder or gs://") from error
+    require(path)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it then raises
+    return url_to_fs(path)

@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 
 from sslx.errors import UserError
+from sslx.storage import is_remote
 
 
 def cache_folder(cache_dir: str = "") -> Path:
@@ -27,7 +28,7 @@ def cache_folder(cache_dir: str = "") -> Path:
     Raises:
       UserError: it is on an object store, where nothing can be mapped.
     """
-    if "://" in cache_dir:
+    if is_remote(cache_dir):
         raise UserError(
             f"the data cache {cache_dir} is no local folder; for rows on an object store see sslx.prepare --rows"
         )

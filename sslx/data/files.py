@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sslx.errors import UserError, choose, nearest
+from sslx.errors import UserError, choose, first_line, nearest
 
 HASHED_BYTES = 1 << 30  # a corpus up to here is known by its bytes, a larger one by paths, sizes and times
 
@@ -210,7 +210,7 @@ class _ParquetFile:
         try:
             self._file = pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path}: not a parquet file ({first_line(error)})") from error
         choose(text_field, self._file.schema_arrow.names, f"field of {path}")
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -249,7 +249,7 @@ class _CsvFile:
                 pa.BufferReader(text.encode()), parse_options=parse, convert_options=convert
             )
         except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not CSV ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path}: not CSV ({first_line(error)})") from error
         self._text_field = text_field
 
     def __len__(self) -> int:

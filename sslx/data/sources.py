@@ -21,7 +21,7 @@ import numpy as np
 
 from sslx.data.cache import hash_of
 from sslx.data.files import FileRecords, content_of, decoded, matching_files
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, first_line, nearest
 
 SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "csv": (".csv",), "jsonl": (".jsonl",)}
 SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", "text:GLOB", "csv:GLOB", "jsonl:GLOB", "rows:FOLDER")
@@ -131,7 +131,7 @@ class Collection:
         try:
             absolute = instruction.to_absolute(infos)
         except ValueError as error:
-            raise UserError(f"split {split!r} of {self.spec}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"split {split!r} of {self.spec}: {first_line(error)}") from error
         return [(a.splitname, a.from_ or 0, len(self.splits[a.splitname]) if a.to is None else a.to) for a in absolute]
 
 

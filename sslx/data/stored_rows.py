@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,13 +29,14 @@ from jaxtyping import Int, Int64
 from sslx.data.block_cache import Block, BlockCache, Read, read_range, storage
 from sslx.data.block_order import BlockOrder
 from sslx.data.cache import hash_of, prepare_once
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, first_line, nearest
+from sslx.storage import is_remote
 
 if TYPE_CHECKING:
     from sslx.data.rows import TextRows
     from sslx.data.text import PreparedText
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_ROWS = 256
 WINDOW_BLOCKS = 64  # of the order: 16,384 rows
 SHARD_BYTES = 1 << 28
@@ -54,7 +56,8 @@ class Column(NamedTuple):
 class Meta:
     """What ``meta.json`` says. ``rows``: how many there are of ``train``, ``eval`` and, if any, ``test``.
 
-    Blocks and windows are said here too, so that a folder's order stays what it was.
+    Blocks and windows are said here too, so that a folder's order stays what it was. ``checksums`` has the CRC-32 of
+    each block of a role, eight hexadecimal digits each.
     """
 
     format: int
@@ -65,6 +68,7 @@ class Meta:
     window_blocks: int
     blocks_per_shard: int
     rows: dict[str, int]
+    checksums: dict[str, str]
     vocabulary: str  # fingerprint of the tokenizer's
     label_names: tuple[str, ...] | None
     statistics: dict[str, Any]
@@ -84,7 +88,17 @@ class Meta:
     def block(self, folder: str, role: str, number: int) -> Block:
         """Where a block lies."""
         shard, place = divmod(number, self.blocks_per_shard)
-        return Block(f"{folder}/{role}-{shard:05d}.rows", place * self.block_bytes, self.block_bytes)
+        checksum = int(self.checksums[role][8 * number : 8 * number + 8], 16)
+        return Block(f"{folder}/{role}-{shard:05d}.rows", place * self.block_bytes, self.block_bytes, checksum)
+
+    def files(self) -> dict[str, int]:
+        """Every file of rows with its bytes."""
+        shards = {}
+        for role in self.rows:
+            for first in range(0, self.blocks(role), self.blocks_per_shard):
+                name = f"{role}-{first // self.blocks_per_shard:05d}.rows"
+                shards[name] = self.block_bytes * min(self.blocks_per_shard, self.blocks(role) - first)
+        return shards
 
 
 class StoredRows:
@@ -203,8 +217,8 @@ def write_rows(
     meta = _describe(prepared, block_rows, window_blocks)
     try:
         _make_room(files, root, folder)
-        for role in meta.rows:
-            _write_role(getattr(prepared, role), meta, role, files, root)
+        checksums = {role: _write_role(getattr(prepared, role), meta, role, files, root) for role in meta.rows}
+        meta = dataclasses.replace(meta, checksums=checksums)
         with tempfile.TemporaryDirectory() as temporary:
             prepared.tokenizer.save_pretrained(temporary)
             files.makedirs(f"{root}/tokenizer", exist_ok=True)
@@ -214,7 +228,7 @@ def write_rows(
     except UserError:
         raise
     except Exception as error:  # each storage has its own kinds
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"cannot write prepared rows to {folder}: {reason}") from error
 
 
@@ -234,7 +248,7 @@ def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
     except FileNotFoundError:
         raise UserError(_missing(files, root, folder)) from None
     except Exception as error:  # credentials, network; each storage has its own kinds
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"cannot read {folder}/meta.json: {reason}") from error
     try:
         found = json.loads(text)
@@ -244,9 +258,13 @@ def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
             )
         columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape in found["columns"])
         names = tuple(found["label_names"]) if found["label_names"] else None
-        return folder, Meta(**found | {"columns": columns, "label_names": names})
+        meta = Meta(**found | {"columns": columns, "label_names": names})
+        if any(len(meta.checksums[role]) != 8 * meta.blocks(role) for role in meta.rows):
+            raise ValueError("not a checksum for each block")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/meta.json is damaged or not of prepared rows; prepare them again") from error
+    _check_files(files, root, folder, meta)
+    return folder, meta
 
 
 def tokenizer_folder(folder: str, meta: Meta, cache_dir: str | os.PathLike[str]) -> Path:
@@ -270,9 +288,16 @@ def tokenizer_folder(folder: str, meta: Meta, cache_dir: str | os.PathLike[str])
 
 
 def _written(folder: str | os.PathLike[str]) -> str:
-    folder = os.fspath(folder)
-    folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
-    return folder.rstrip("/")
+    folder = os.path.expanduser(folder)
+    return (folder if is_remote(folder) else os.path.abspath(folder)).rstrip("/")
+
+
+def _check_files(files: Any, root: str, folder: str, meta: Meta) -> None:
+    there = {os.path.basename(one["name"]): one["size"] for one in files.ls(root, detail=True)}
+    for name, size in meta.files().items():
+        if there.get(name) != size:
+            found = f"has {there[name]:,} bytes" if name in there else "is missing"
+            raise UserError(f"{folder}/{name} {found}, expected {size:,}; copy or prepare the rows again")
 
 
 def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Meta:
@@ -300,6 +325,7 @@ def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Me
         window_blocks=window_blocks,
         blocks_per_shard=max(1, SHARD_BYTES // (block_rows * row_bytes)),
         rows={role: len(rows) for role, rows in sets.items() if rows is not None},
+        checksums={},
         vocabulary=prepared.vocabulary.fingerprint,
         label_names=prepared.label_names,
         statistics=prepared.statistics | {"fingerprint": fingerprint},
@@ -323,9 +349,11 @@ def _make_room(files: Any, root: str, folder: str) -> None:
     files.makedirs(root, exist_ok=True)
 
 
-def _write_role(rows: TextRows | StoredRows, meta: Meta, role: str, files: Any, root: str) -> None:
+def _write_role(rows: TextRows | StoredRows, meta: Meta, role: str, files: Any, root: str) -> str:
+    """Returns the blocks' checksums."""
+    checksums = []
     for first in range(0, meta.blocks(role), meta.blocks_per_shard):
-        name = os.path.basename(meta.block("", role, first).path)
+        name = f"{role}-{first // meta.blocks_per_shard:05d}.rows"
         with files.open(f"{root}/{name}", "wb") as file:
             for number in range(first, min(first + meta.blocks_per_shard, meta.blocks(role))):
                 start = number * meta.block_rows
@@ -334,6 +362,8 @@ def _write_role(rows: TextRows | StoredRows, meta: Meta, role: str, files: Any, 
                 for column in meta.columns:
                     block[column.name][: len(batch[column.name])] = batch[column.name]
                 file.write(block.tobytes())
+                checksums.append(f"{zlib.crc32(block.tobytes()):08x}")
+    return "".join(checksums)
 
 
 def _missing(files: Any, root: str, folder: str) -> str:

@@ -10,8 +10,6 @@ on. Splits that were written out are taken as they are.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,11 +69,7 @@ class PreparedText:
 
     def save(self, folder: Path) -> None:
         """Writes ``folder/tokenizer/``, which later readers of a run need."""
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            self.tokenizer.save_pretrained(temporary)
-            os.chmod(temporary, 0o755)
-            os.rename(temporary, Path(folder) / "tokenizer")
-            Path(temporary).mkdir()  # for the context manager to remove
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
 
 def prepare_text(

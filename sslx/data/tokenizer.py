@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sslx.data.cache import hash_of, prepare_once
 from sslx.data.sources import Source
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,7 +88,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the hub, its cache and the file formats each raise their own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"cannot load tokenizer {spec!r}: not 'wordpiece', nor a folder or reachable hub name ({reason[:160]})"
         ) from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from sslx.errors import UserError
+from sslx.errors import UserError, first_line
 from sslx.planning import hlo, roofline, traffic
 from sslx.planning.roofline import Roofline
 from sslx.planning.topology import Topology
@@ -130,7 +130,7 @@ def plan(written: Mapping[str, Any], topology: Topology, *, evaluation: bool = T
     begin = time.monotonic()
     compiled, text, needed = _compile(lowered, program)
     seconds = time.monotonic() - begin
-    memory, sent, moved, times, notes = None, [], 0.0, None, [*program.notes]
+    memory, sent, moved, times, notes = None, [], 0.0, None, [*program.notes, *program.undivided]
     if compiled is not None:
         memory = _memory(compiled)
         needed = memory.peak
@@ -215,7 +215,7 @@ def _compile(lowered: jax.stages.Lowered, program: Program) -> tuple[jax.stages.
             return compiled, dump.read_text(), None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
-            raise UserError(f"the compiler refuses the step: {str(error).splitlines()[0]}") from error
+            raise UserError(f"the compiler refuses the step: {first_line(error)}") from error
         said = re.search(r"(?:memory required[^(]*\(|Used )([\d.]+)([KMGT])", str(error))
         if said is None:
             return None, "", None

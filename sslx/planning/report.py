@@ -37,13 +37,15 @@ def show(found: Plan, topology: Topology, written: Mapping[str, Any], console: C
 def ranking(plans: Iterable[Plan], console: Console) -> None:
     """Prints what a search compiled, best first, and how to run the best."""
     plans = list(plans)
-    table = _table("meshes by predicted time", "mesh", "micro", "remat", "HBM", "time", "bound", "MFU", "compiled")
+    table = _table(
+        "meshes by predicted time, all overlapped", "mesh", "micro", "remat", "HBM", "time", "bound", "MFU", "compiled"
+    )
     for one in plans:
         mesh = " x ".join(f"{axis}={size}" for axis, size in one.mesh.items() if size > 1) or "one device"
         row = [mesh, str(one.settings["micro_batches"]), str(one.settings.get("remat", "-"))]
         if one.fits:
             times = one.roofline
-            row += [size(one.memory.peak), f">= {seconds(times.overlapped)}", times.bound, f"<= {times.mfu:.1%}"]
+            row += [size(one.memory.peak), seconds(times.overlapped), times.bound, f"{times.mfu:.1%}"]
             row.append(f"{one.compile_seconds:.0f} s")
         else:
             row += [size(one.needed) if one.needed else "", "does not fit"]
@@ -126,9 +128,9 @@ def _times(found: Plan, topology: Topology, console: Console) -> None:
         table.add_row(resource, amount, rate, seconds(times.parts[resource]))
     console.print(table)
     console.print(
-        f"bound by {times.bound}: a step takes at least {seconds(times.overlapped)} (all overlapped), MFU at most "
-        f"{times.mfu:.1%}; {seconds(times.serial)}, {times.serial_mfu:.1%} with no overlap. Both are optimistic: "
-        "published peaks, no latency, no vector arithmetic."
+        f"bound by {times.bound}: a step takes {seconds(times.overlapped)}, MFU {times.mfu:.1%}, with all overlapped; "
+        f"{seconds(times.serial)}, {times.serial_mfu:.1%} with no overlap. Published peaks, no latency, no vector "
+        "arithmetic; HBM bytes are estimated from the compiled program."
     )
 
 

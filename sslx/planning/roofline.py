@@ -1,9 +1,9 @@
 """Seconds of a step from what it counts and what the chips can do at best (roofline, doi 10.1145/1498765.1498785).
 
-In: counts per chip (FLOPs, HBM bytes, collectives) and a `Topology`. Out: a `Roofline`. It is optimistic: matrix
-products at the published bf16 peak, memory and links at their published rates, no latency, nothing for vector work.
-``overlapped`` takes the slowest of the four resources, as if all ran at the same time; ``serial`` adds them up. A real
-step lies between the two at best.
+In: counts per chip (FLOPs, HBM bytes, collectives) and a `Topology`. Out: a `Roofline`. Its rates are optimistic:
+matrix products at the published bf16 peak, memory and links at their published rates, no latency, nothing for vector
+work. The HBM bytes are an estimate that may be off either way, and times bound by them with it. ``overlapped`` takes
+the slowest of the four resources, as if all ran at the same time; ``serial`` adds them up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Roofline:
 
     @property
     def mfu(self) -> float:
-        """Model FLOP utilisation of the overlapped step: no run does better."""
+        """Model FLOP utilisation of the overlapped step."""
         return self.model / self.overlapped
 
     @property

@@ -232,6 +232,6 @@ def line(found: Plan) -> str:
         return f"{mesh}, {settings}: does not fit, {needed}"
     times = found.roofline
     return (
-        f"{mesh}, {settings}: {times.overlapped * 1e3:.2f} ms or more a step ({times.bound}), "
+        f"{mesh}, {settings}: {times.overlapped * 1e3:.2f} ms a step, all overlapped ({times.bound}), "
         f"{found.memory.peak / 2**30:.2f} GiB a chip, compiled in {found.compile_seconds:.0f} s"
     )

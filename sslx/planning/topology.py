@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, first_line, nearest
 from sslx.train.chips import Chip, chip_of
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -148,4 +148,4 @@ def _describe(layout: str, slices: int, *, single: bool) -> list[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=layout, **options).devices
     except Exception as error:  # the compiler's own errors have no common class
-        raise UserError(f"the TPU compiler does not describe {layout}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the TPU compiler does not describe {layout}: {first_line(error)}") from error

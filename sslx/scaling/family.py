@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sslx.config import load_class
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
-from sslx.pretext import PRETEXTS
+from sslx.train.initialise import objective_class
 from sslx.train.sharding import is_box
 
 # Learning rate as a power of width / the base config's width.
@@ -171,7 +170,7 @@ def data_statistics(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(written: Mapping[str, Any]) -> tuple[Objective, Any]:
-    return load_class(written["pretext"]["name"], PRETEXTS, "config.pretext.name", Objective).prepare(written)
+    return objective_class(written).prepare(written)
 
 
 def _statistics(data: Any) -> dict[str, Any]:

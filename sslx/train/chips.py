@@ -44,6 +44,9 @@ class Chip:
     source: str = ""
 
 
+# The TPU compiler names this chip with its letter, the chip itself without.
+_V5P = Chip(459e12, 95 * GIB, 2765e9, Network(3, 1200e9 / 6 / 2, 50e9 / 8), "cloud.google.com/tpu/docs/v5p")
+
 # By words of a device's ``device_kind``; the first that matches counts. A link's rate is the published bidirectional
 # rate of a chip over its links and both directions; a chip's share of the data-centre network is the published rate
 # of a chip (v5p) or of a pod over its 256 chips (v5e, v6e).
@@ -55,7 +58,7 @@ CHIPS = {
         Network(2, 800e9 / 4 / 2, 25.6e12 / 8 / 256),
         "cloud.google.com/tpu/docs/v6e",
     ),
-    "TPU v5p": Chip(459e12, 95 * GIB, 2765e9, Network(3, 1200e9 / 6 / 2, 50e9 / 8), "cloud.google.com/tpu/docs/v5p"),
+    "TPU v5p": _V5P,
     "TPU v5 lite": Chip(
         197e12,
         16 * GIB,
@@ -63,7 +66,7 @@ CHIPS = {
         Network(2, 400e9 / 4 / 2, 6.4e12 / 8 / 256),
         "cloud.google.com/tpu/docs/v5e",
     ),
-    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, Network(3, 1200e9 / 6 / 2, 50e9 / 8), "cloud.google.com/tpu/docs/v5p"),
+    "TPU v5": _V5P,
     "TPU v4": Chip(275e12, source="cloud.google.com/tpu/docs/v4"),
     "TPU v3": Chip(61.5e12, source="cloud.google.com/tpu/docs/v3"),
     "TPU v2": Chip(22.5e12, source="cloud.google.com/tpu/docs/v2"),

@@ -164,9 +164,9 @@ def _exchange(what: str, said: dict[str, Any], *, wait: bool = True) -> list[dic
     here.store.put(f"{place}/{here.member.index}", json.dumps({"what": what, **said}))
     if not wait:
         return []
-    here.watch.progress(f"waiting at {what}", limited=False)
-    while len(answers := here.store.under(place)) < here.member.count:
-        time.sleep(0.05)
+    with here.watch.waiting(f"waiting at {what}"):
+        while len(answers := here.store.under(place)) < here.member.count:
+            time.sleep(0.05)
     found = [json.loads(answers[str(index)]) for index in range(here.member.count)]
     for index, answer in enumerate(found):
         if answer["what"] != what:

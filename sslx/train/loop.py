@@ -103,6 +103,8 @@ class Trainer:
             with together("compiling"):  # or the first to be done would take the others for lost
                 seconds = program.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
+            for note in program.undivided:
+                console.say(f"note: {note}")
             progress("the first step", step)
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)

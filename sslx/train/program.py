@@ -29,6 +29,8 @@ class Program:
 
     ``train_step(TrainState, batch, votes) -> (TrainState, metrics)`` donates the state. ``votes`` int32[devices, 2] are
     the hosts' wishes (see `hosts.Votes`); their maximum comes back in ``metrics["votes"]``, the same on every host.
+    ``notes`` are on dimensions of parameters that the mesh does not divide, ``undivided``, known once the training step
+    is lowered, on those of activations.
 
     Raises:
       UserError: the batch or the parameters do not divide over the mesh, or the optimizer is not configured right.
@@ -50,6 +52,7 @@ class Program:
         with sharding.on_mesh(mesh):
             boxed = jax.eval_shape(self._boxed_variables)
         self._shardings, self.notes = sharding.parameter_shardings(boxed, mesh, config.mesh.tolerance)
+        self.undivided: list[str] = []
         self.schedule = make_schedule(config.optimizer, config.steps)
         self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
         # Not on the mesh: optax makes a scalar here, and a planned mesh has no device to make it on.
@@ -86,7 +89,9 @@ class Program:
         """The training step, ready to compile for the mesh's devices."""
         votes = jax.ShapeDtypeStruct((self.mesh.size, 2), jnp.int32, sharding=sharding.one_per_device(self.mesh))
         with sharding.on_mesh(self.mesh):
-            return self.train_step.lower(self.abstract, self.abstract_batch, votes)
+            traced = self.train_step.trace(self.abstract, self.abstract_batch, votes)
+            self.undivided = sharding.undivided(traced.jaxpr, self.mesh)
+            return traced.lower()
 
     def lower_eval(self) -> jax.stages.Lowered:
         """The evaluation step, ready to compile for the mesh's devices."""

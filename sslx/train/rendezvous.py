@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sslx.config import HostsConfig
-from sslx.errors import Unavailable, UserError, choose
+from sslx.errors import Unavailable, UserError
 
-CLUSTERS = ("auto", "none", "tpu", "slurm", "mpi")
 # What jax calls the same; several kinds of TPU metadata are told apart by jax itself.
 JAX_NAMES = {"slurm": "slurm", "mpi": "ompi", "tpu": None}
 
@@ -40,24 +39,16 @@ class Membership:
         return f"host {index} ({self.names[index]})" if index < len(self.names) else f"host {index}"
 
 
-def find(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> Membership | None:
+def find(config: HostsConfig) -> Membership | None:
     """Returns the membership that the config or the cluster's environment gives, or None for a process by itself.
 
     Raises:
-      UserError: the config is incomplete, or the cluster it names is not there.
+      UserError: the cluster that the config names is not there, or the coordinator is no address.
     """
-    choose(config.cluster, CLUSTERS, "config.hosts.cluster")
-    for name in ("join_seconds", "timeout_seconds"):
-        if getattr(config, name) < 1:
-            raise UserError(f"config.hosts.{name} is {getattr(config, name)}; expected at least 1")
     if config.coordinator:
-        return _explicit(config)
-    for name in ("count", "index"):
-        if getattr(config, name) is not None:
-            raise UserError(
-                f"config.hosts.{name} is given without config.hosts.coordinator; expected HOST:PORT of host 0"
-            )
-    cluster = _detected(environment) if config.cluster == "auto" else config.cluster
+        _address(config.coordinator)
+        return Membership(config.coordinator, config.count, config.index) if config.count > 1 else None
+    cluster = _detected(os.environ) if config.cluster == "auto" else config.cluster
     if cluster == "none":
         return None
     # Private, and the only place that knows what every scheduler calls these; its callers would hide who is missing.
@@ -111,21 +102,6 @@ def _detected(environment: Mapping[str, str]) -> str:
     if not on_cpu and chips and importlib.util.find_spec("libtpu") is not None:
         return "tpu"
     return "none"
-
-
-def _explicit(config: HostsConfig) -> Membership | None:
-    _address(config.coordinator)
-    if config.count is None or config.index is None:
-        missing = "count" if config.count is None else "index"
-        raise UserError(f"config.hosts.coordinator is given without config.hosts.{missing}; expected all three")
-    if config.count < 1:
-        raise UserError(f"config.hosts.count is {config.count}; expected at least 1")
-    if not 0 <= config.index < config.count:
-        raise UserError(
-            f"config.hosts.index is {config.index} of config.hosts.count={config.count}; "
-            f"expected 0 to {config.count - 1}"
-        )
-    return Membership(config.coordinator, config.count, config.index) if config.count > 1 else None
 
 
 def _address(coordinator: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sslx.config import MeshConfig
-from sslx.errors import UserError
+from sslx.errors import UserError, first_line
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -96,8 +96,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
                 allow_split_physical_axes=True,
             )
     except (NotImplementedError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"config.mesh is {written}, which cannot be laid out on these devices: {reason}") from None
+        raise UserError(
+            f"config.mesh is {written}, which cannot be laid out on these devices: {first_line(error)}"
+        ) from None
     return Mesh(arranged, AXES, axis_types=types)
 
 
@@ -156,7 +157,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh, tolerance: float = 1.0) -> tuple[Any, list[str]]:
+def parameter_shardings(boxed: Any, mesh: Mesh, tolerance: float) -> tuple[Any, list[str]]:
     """Shardings of boxed abstract variables, and a line for each axis that had to stay whole.
 
     Args:
@@ -198,6 +199,39 @@ def parameter_shardings(boxed: Any, mesh: Mesh, tolerance: float = 1.0) -> tuple
                 f"config.mesh.tolerance above {tolerance:g}"
             )
     return shardings, notes
+
+
+def undivided(jaxpr: Any, mesh: Mesh) -> list[str]:
+    """A line for each kind of activation that its constraint does not split evenly; XLA pads it, and devices idle.
+
+    Args:
+      jaxpr: A traced step, ``jax.stages.Traced.jaxpr``.
+      mesh: The mesh that its constraints name.
+    """
+    found: dict[str, None] = {}
+
+    def walk(jaxpr: Any) -> None:
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # closed ones hold the open one
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "sharding_constraint":
+                look(equation.invars[0].aval.shape, equation.params["sharding"].spec)
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+                if is_jaxpr(value):
+                    walk(value)
+
+    def look(shape: tuple[int, ...], spec: PartitionSpec) -> None:
+        for size, axes in zip(shape, spec, strict=False):
+            axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+            ways = math.prod(mesh.shape[axis] for axis in axes)
+            if size % ways:
+                over = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
+                found[f"activations {shape}: {size} is not split evenly {ways} ways over {over}"] = None
+
+    def is_jaxpr(value: Any) -> bool:
+        return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+    walk(jaxpr)
+    return list(found)
 
 
 def is_box(leaf: Any) -> bool:

@@ -7,11 +7,13 @@ could not do it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from sslx.errors import first_line
 from sslx.train.rendezvous import Membership
@@ -65,6 +67,14 @@ class Watch:
         """This host has come to ``phase`` (and step); it must come further within the timeout if ``limited``."""
         self._at = {"phase": phase, "step": step, "moves": self._at["moves"] + 1}
         self._limited, self._moved = limited, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self, phase: str) -> Iterator[None]:
+        """This host waits for others, who are watched themselves; afterwards the phase before it goes on."""
+        before, limited = self._at, self._limited
+        self.progress(phase, before["step"], limited=False)
+        yield
+        self.progress(before["phase"], before["step"], limited=limited)
 
     def leave(self, reason: str, code: int) -> None:
         """Says why this host ends, and with which exit code the others should end too.

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -60,7 +59,6 @@ def test_chunks_by_way_of_shards_are_those_of_one_process(opened, text_config, t
 
 
 def test_beam_writes_the_shards_that_this_process_writes(opened, text_config, tmp_path):
-    pytest.importorskip("apache_beam")
     written = {}
     for name, workers in {"here": Workers(shards=3), "beam": Workers(runner="DirectRunner", shards=3)}.items():
         write_shards(*opened, np.uint16, tmp_path / name, config=text_config, workers=workers)
@@ -114,8 +112,6 @@ def test_a_killed_process_is_one_line_and_leaves_nothing(tiny_config, tmp_path, 
 
 @pytest.mark.parametrize("runner", ["", "DirectRunner"])
 def test_a_worker_that_sees_other_content_is_told(opened, text_config, tmp_path, runner):
-    if runner:
-        pytest.importorskip("apache_beam")
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": f"other {i}", "label": "a"}) + "\n" for i in range(300)))
     elsewhere = dataclasses.replace(text_config, source=f"jsonl:{other}")
@@ -123,11 +119,10 @@ def test_a_worker_that_sees_other_content_is_told(opened, text_config, tmp_path,
         write_shards(*opened, np.uint16, tmp_path, config=elsewhere, workers=Workers(runner=runner, shards=2))
 
 
-def test_the_entry_says_what_there_is_and_how_to_train_on_it(corpus_file, tmp_path):
-    command = [sys.executable, "-m", "sslx.prepare", f"--config=configs/bert_mlm.py:data=jsonl:{corpus_file}"]
-    command += ["--config.data.vocab_size=300", f"--out={tmp_path}/cache", f"--rows={tmp_path}/rows", "--processes=1"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert (ended.returncode, ended.stderr) == (0, "")
+def test_the_entry_says_what_there_is_and_how_to_train_on_it(entries, corpus_file, tmp_path):
+    config = [f"--config={REPOSITORY}/configs/bert_mlm.py:data=jsonl:{corpus_file}", "--config.data.vocab_size=300"]
+    ended = entries.run("prepare", *config, f"--out={tmp_path}/cache", f"--rows={tmp_path}/rows", "--processes=1")
+    assert (ended.code, ended.stderr) == (0, "")
     assert re.search(r"^train  \d+ documents, [\d,]+ tokens, [\d,]+ rows$", ended.stdout, re.MULTILINE)
     assert f"train on it with --config.data.cache_dir={tmp_path}/cache\n" in ended.stdout
     assert f"--config.data.source=rows:{tmp_path}/rows\n" in ended.stdout
@@ -165,7 +160,6 @@ def test_workers_that_cannot_be(given, message):
     ],
 )
 def test_beam_options_that_cannot_be(options, message):
-    pytest.importorskip("apache_beam")
     with pytest.raises(UserError, match=message):
         Workers(runner="DirectRunner", options=options)
 

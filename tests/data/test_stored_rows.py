@@ -293,18 +293,26 @@ def test_a_meta_that_cannot_be_used_is_one_line(packed, prepare, tmp_path, chang
         "not rows": '{"labelled": true}',
     }[change]
     (tmp_path / "meta.json").write_text(changed)
-    message = "prepared rows of format 7, expected 1" if change == "format" else "meta.json is damaged or not of"
+    message = "prepared rows of format 7, expected 2" if change == "format" else "meta.json is damaged or not of"
     with pytest.raises(UserError, match=message):
         prepare(source=f"rows:{tmp_path}")
 
 
-def test_a_cut_file_is_named_when_its_rows_are_needed(packed, prepare, tmp_path, monkeypatch):
+def test_cut_missing_and_changed_files_are_named(packed, prepare, tmp_path, monkeypatch):
     monkeypatch.setattr("sslx.data.block_cache.FIRST_PAUSE", 0.0)
     write_rows(packed[0], tmp_path / "rows")
     file = tmp_path / "rows" / "train-00000.rows"
-    file.write_bytes(file.read_bytes()[:-1])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{file} has {len(content) - 1:,} bytes, expected {len(content):,}"):
+        prepare(source=f"rows:{tmp_path}/rows")
+    file.unlink()
+    with pytest.raises(UserError, match=rf"{file} is missing, expected {len(content):,}"):
+        prepare(source=f"rows:{tmp_path}/rows")
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit, in the padding of the last block
     rows = prepare(source=f"rows:{tmp_path}/rows").train
-    with pytest.raises(Unavailable, match=rf"cannot read {file} at byte [\d,]+ .*it ends after"):
+    assert rows.fetch(np.array([0]))["tokens"].shape == (1, 16)
+    with pytest.raises(Unavailable, match=rf"cannot read {file} at byte [\d,]+ .*not those that were written"):
         rows.fetch(np.array([len(rows) - 1]))
 
 

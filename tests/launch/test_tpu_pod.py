@@ -67,8 +67,10 @@ def start(tmp_path):
     (binaries / "gcloud").write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{fake}" "$@"\n')
     (binaries / "gcloud").chmod(0o755)
 
-    def begin(lives: list, *arguments: str, life: dict | None = None, **settings: str) -> subprocess.Popen:
-        play.write_text(json.dumps({"lives": lives, "life": life, "calls": []}))
+    def begin(
+        lives: list, *arguments: str, life: dict | None = None, logged_in: bool = True, **settings: str
+    ) -> subprocess.Popen:
+        play.write_text(json.dumps({"lives": lives, "life": life, "logged_in": logged_in, "calls": []}))
         environment = SETTINGS | {"PLAY": str(play), "WORKER": str(worker), "PATH": f"{binaries}:{os.environ['PATH']}"}
         return subprocess.Popen(
             [SCRIPT, *arguments],
@@ -220,8 +222,16 @@ def test_values_that_cannot_be_are_refused_in_one_line(run):
     cases = {
         "error: RUN is 'runs/a'; expected a folder on gs://, which outlives the TPU\n": ([], {"RUN": "runs/a"}),
         "error: SLICES is '0'; expected a whole number, at least 1\n": ([], {"SLICES": "0"}),
+        "error: SPOT is 'yes'; expected 0 or 1\n": ([], {"SPOT": "yes"}),
+        "error: RETRIES is 'x'; expected a whole number, at least 1\n": ([], {"RETRIES": "x"}),
         "error: unknown command 'halt'; valid: run, logs, stop\n": (["halt"], {}),
     }
     for said, (arguments, settings) in cases.items():
         ended = run([], *arguments, **settings)
         assert (ended.code, ended.errors, ended.calls) == (2, said, [])
+
+
+def test_without_a_login_it_does_not_begin(run):
+    ended = run([], logged_in=False)
+    assert (ended.code, ended.calls) == (2, [])
+    assert ended.errors == "error: gcloud is not logged in; run: gcloud auth login\n"

@@ -83,13 +83,13 @@ def test_what_grows_with_devices_at_a_fixed_batch_a_device(small):
         assert one.optimizer_bytes <= 2.01 * (whole / devices + 0.05 * whole)
     shares = {n: plans[n].ici_bytes / (whole * (n - 1) / n) for n in (2, 4, 8)}
     assert max(shares.values()) <= 1.05 * min(shares.values())
-    assert max(shares.values()) <= 9  # gathers and, on CPU, whole reductions of the gradients
+    # Two gathers, and on CPU whole reductions of the gradients where a TPU scatters; small arrays are sent whole.
+    assert max(shares.values()) <= 4
 
 
 @pytest.fixture(scope="module")
 def on_tpu(small):
     """A real compilation of a small step for 2 x 4 chips of v5e."""
-    pytest.importorskip("libtpu")
     changes = {"mesh.data": 2, "mesh.fsdp": 4, "model.dtype": "bfloat16", "batch_size": 64, "model.layers": 3}
     return plan(small(changes), topology.tpu("v5e-8"))
 
@@ -112,17 +112,16 @@ def test_a_step_compiles_for_a_tpu_that_is_not_here(on_tpu):
 
 
 def test_slices_send_to_each_other_over_the_data_centre_network(small):
-    pytest.importorskip("libtpu")
     where = topology.tpu("v5e-4", slices=2)
     found = plan(small({"batch_size": 64}), where, evaluation=False)
     assert found.mesh["data"] == 8
     whole = 4 * found.parameters
-    assert 0.9 * whole / 4 <= found.dcn_bytes <= 2 * whole
+    # The compiler reduces the gradients inside each slice, then whole across: 2 (slices - 1) / slices of their bytes.
+    assert 0.9 * whole <= found.dcn_bytes <= 1.1 * whole
     assert found.roofline.dcn > found.roofline.ici > 0
 
 
 def test_a_step_that_does_not_fit_is_a_plan_with_remedies(small):
-    pytest.importorskip("libtpu")
     huge = {"batch_size": 2**19, "data.seq_len": 512, "model.max_length": 512}
     written = small(huge)
     found = plan(written, topology.tpu("v5e-4"))
@@ -151,7 +150,6 @@ def test_splits_are_all_and_only_those_of_the_devices():
 
 
 def test_meshes_are_ranked_by_what_they_send(small):
-    pytest.importorskip("libtpu")
     ranked = search.rank(small({"batch_size": 64}), topology.tpu("v5e-8"))
     assert {"data": 8, "fsdp": 1, "tensor": 1} in ranked
     assert all(math.prod(mesh.values()) == 8 and mesh["tensor"] <= 2 for mesh in ranked)  # two heads

@@ -67,7 +67,6 @@ def test_rings_close_where_the_hardware_closes_them():
 
 
 def test_the_compiler_describes_slices_that_are_not_here():
-    pytest.importorskip("libtpu")
     found = topology.tpu("v5p-16", slices=2)
     assert found.name == "2 x v5p:2x2x2 (16 chips)"
     assert found.note == "v5p-16 counts TensorCores, 2 to a chip: 8 chips, 2x2x2"

@@ -12,7 +12,6 @@ import pytest
 from sslx import finetune, main
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig
-from sslx.pretext import PRETEXTS
 from sslx.session import run_config, train
 from sslx.tasks.text_classification import TextClassification, TextClassificationConfig
 from sslx.train.checkpoint import read_variables
@@ -67,7 +66,7 @@ def pretrained(tmp_path_factory, tiny_config):
     """A run of a few steps."""
     run = tmp_path_factory.mktemp("runs") / "pretrained"
     written = tiny_config(changes={"eval.batches": 1}).to_dict()
-    train(written, run, part="pretext", table=PRETEXTS, tokenizer=None, title="test")
+    train(written, run, part="pretext", tokenizer=None, title="test")
     return run
 
 

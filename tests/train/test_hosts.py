@@ -1,26 +1,22 @@
 """Several real processes as one run, on this machine: the same numbers as one process, and no silent waiting.
 
-Each host is ``python -m sslx.main`` with ``config.hosts`` on its command line and simulated devices of its own. They
-are forked by `entry_server`, which has imported everything already.
+Each host is ``python -m sslx.main`` with ``config.hosts`` on its command line and simulated devices of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from entries import simulated, until
 
 from sslx.config import HostsConfig
 from sslx.errors import UserError
@@ -28,37 +24,21 @@ from sslx.train import rendezvous
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.metrics import read_metrics
 
-SERVER = Path(__file__).resolve().parent.parent / "entry_server.py"
-PATIENCE = 240  # seconds for what takes ten on an idle machine
-
 
 class Cluster:
-    """Starts hosts and waits for them."""
+    """Starts the hosts of runs; ``folder`` is where they start."""
 
-    def __init__(self, folder, tiny_config):
-        self._folder, self._tiny_config, self._started = folder, tiny_config, 0
-        self._server = subprocess.Popen(
-            [sys.executable, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, folder, entries, write_tiny_config):
+        self._folder, self._entries, self._write_config, self._started = folder, entries, write_tiny_config, 0
 
-    def _ask(self, job):
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
-
-    def start(self, run, hosts, devices, *, only=None, extra=(), entry="sslx.main", **changes):
-        """Starts the hosts of a run with ``devices`` each (or the ``only`` ones); returns a `Host` each."""
+    def start(self, run, hosts, devices, *, only=None, extra=(), entry="main", **changes):
+        """Starts the hosts of a run with ``devices`` each (or the ``only`` ones); returns a process each."""
         settings = {"eval.batches": 1, "steps": 8} | changes
-        if entry == "sslx.main":
+        if entry == "main":
             settings = {"model.layers": 1, "model.dropout": 0.1, "model.attention_dropout": 0.1} | settings
-        config = {"sslx.main": "bert_mlm", "sslx.finetune": "finetune/text_classification"}[entry]
-        written = self._tiny_config(config, settings).to_json()
         self._started += 1
         config = self._folder / f"config{self._started}.py"
-        config.write_text(
-            "import json\n\nimport ml_collections\n\n\n"
-            f"def get_config():\n    return ml_collections.ConfigDict(json.loads({written!r}))\n"
-        )
+        self._write_config(config, {"main": "bert_mlm", "finetune": "finetune/text_classification"}[entry], settings)
         coordinator = f"127.0.0.1:{free_port()}"
         found = []
         for index in only or range(hosts):
@@ -66,10 +46,8 @@ class Cluster:
             if hosts > 1:
                 names = {"coordinator": coordinator, "count": hosts, "index": index}
                 arguments += [f"--config.hosts.{name}={value}" for name, value in names.items()]
-            output = self._folder / f"{self._started}-{index}"
-            job = {"module": entry, "arguments": arguments, "folder": str(self._folder), "output": str(output)}
-            job["environment"] = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-            found.append(Host(self._ask({**job, "background": True}), output, self._ask))
+            where = {"folder": self._folder, "environment": simulated(devices)}
+            found.append(self._entries.start(entry, *arguments, **where))
         return found
 
     def finish(self, hosts):
@@ -78,44 +56,15 @@ class Cluster:
             assert host.wait() == 0, host.stderr
         return hosts
 
-    def close(self):
-        self._server.stdin.close()
-        self._server.wait(timeout=60)
 
-
-class Host:
-    """One process."""
-
-    def __init__(self, pid, output, ask):
-        self.pid, self._output, self._ask, self._code = pid, output, ask, None
-
-    stdout = property(lambda self: Path(f"{self._output}.stdout").read_text())
-    stderr = property(lambda self: Path(f"{self._output}.stderr").read_text())
-
-    @property
-    def errors(self):
-        """The lines that sslx says about an error; the runtime may add its own."""
-        return [line for line in self.stderr.splitlines() if line.startswith("error:")]
-
-    def signal(self, number):
-        os.kill(self.pid, number)
-
-    def wait(self):
-        deadline = time.monotonic() + PATIENCE
-        while self._code is None:
-            self._code = self._ask({"poll": self.pid})
-            if self._code is None and time.monotonic() > deadline:
-                self.signal(signal.SIGKILL)
-                raise AssertionError(f"host did not end:\n{self.stdout}\n{self.stderr}")
-            time.sleep(0.1)
-        return self._code
+def errors(host):
+    """The lines that sslx says about an error; the runtime may add its own."""
+    return [line for line in host.stderr.splitlines() if line.startswith("error:")]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, tiny_config):
-    cluster = Cluster(tmp_path_factory.mktemp("hosts"), tiny_config)
-    yield cluster
-    cluster.close()
+def cluster(tmp_path_factory, entries, write_tiny_config):
+    return Cluster(tmp_path_factory.mktemp("hosts"), entries, write_tiny_config)
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +88,6 @@ def start_apart(cluster, run, flags):
         for index, extra in enumerate(flags)
     ]
     return [host for (host,) in started]
-
-
-def until(moment, hosts):
-    """Waits for a moment while all hosts run."""
-    deadline = time.monotonic() + PATIENCE
-    while not moment():
-        assert all(host._ask({"poll": host.pid}) is None for host in hosts), [host.stderr for host in hosts]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def logged(run, step):
@@ -192,13 +132,13 @@ def test_a_killed_host_stops_the_others_and_the_restart_is_bit_exact(cluster, tm
     settings["optimizer.schedule_steps"] = 4000
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"
     hosts = cluster.start(run, 2, 2, steps=4000, **settings)
-    until(logged(run, 5), hosts)
+    until(logged(run, 5), *hosts)
     hosts[1].signal(signal.SIGKILL)
     killed = time.monotonic()
     assert hosts[1].wait() == -signal.SIGKILL
     assert hosts[0].wait() == 1
     assert time.monotonic() - killed < 30 + 30  # the timeout, and what a busy machine adds
-    assert any("host 1 (" in line for line in hosts[0].errors), hosts[0].stderr
+    assert any("host 1 (" in line for line in errors(hosts[0])), hosts[0].stderr
     steps = max(losses(run)) + 3
     cluster.finish(cluster.start(run, 2, 2, steps=steps, **settings))
     cluster.finish(cluster.start(unbroken, 2, 2, steps=steps, **settings))
@@ -209,26 +149,26 @@ def test_a_killed_host_stops_the_others_and_the_restart_is_bit_exact(cluster, tm
 
 def test_the_end_of_host_0_is_told_by_name(cluster, tmp_path):
     hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000)
-    until(logged(tmp_path / "run", 2), hosts)
+    until(logged(tmp_path / "run", 2), *hosts)
     hosts[0].signal(signal.SIGKILL)
     assert hosts[1].wait() == 1
-    assert any("host 0 (" in line for line in hosts[1].errors), hosts[1].stderr
+    assert any("host 0 (" in line for line in errors(hosts[1])), hosts[1].stderr
 
 
 def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path):
     hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **{"hosts.timeout_seconds": 5.0})
-    until(logged(tmp_path / "run", 2), hosts)
+    until(logged(tmp_path / "run", 2), *hosts)
     hosts[1].signal(signal.SIGSTOP)
     assert hosts[0].wait() == 1
     hosts[1].signal(signal.SIGKILL)
     hosts[1].wait()
-    assert any("host 1 (" in line and "cannot be heard" in line for line in hosts[0].errors), hosts[0].stderr
+    assert any("host 1 (" in line and "cannot be heard" in line for line in errors(hosts[0])), hosts[0].stderr
 
 
 def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone, tmp_path):
     run = tmp_path / "run"
     hosts = cluster.start(run, 2, 4, steps=4000, **{"optimizer.schedule_steps": 8})
-    until(logged(run, 2), hosts)
+    until(logged(run, 2), *hosts)
     hosts[1].signal(signal.SIGTERM)
     cluster.finish(hosts)
     (step,) = saved_steps(run / "checkpoints")
@@ -243,16 +183,16 @@ def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone,
 def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
     hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.data.source=jsonl:nowhere.jsonl"]])
     assert [host.wait() for host in hosts] == [2, 2]
-    assert "nowhere.jsonl" in hosts[1].errors[0]
-    assert "host 1 (" in hosts[0].errors[0]
-    assert "nowhere.jsonl" in hosts[0].errors[0]
+    assert "nowhere.jsonl" in errors(hosts[1])[0]
+    assert "host 1 (" in errors(hosts[0])[0]
+    assert "nowhere.jsonl" in errors(hosts[0])[0]
     assert not (tmp_path / "run").exists()
 
 
 def test_hosts_with_different_configs_are_refused(cluster, tmp_path):
     hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.seed=1"]])
     assert [host.wait() for host in hosts] == [2, 2]
-    assert "config.seed: 0 there, 1 here" in hosts[0].errors[0]
+    assert "config.seed: 0 there, 1 here" in errors(hosts[0])[0]
 
 
 def test_a_connection_that_says_nothing_does_not_hold_up_the_meeting():
@@ -274,7 +214,7 @@ def test_two_hosts_fine_tune_as_one_process(cluster, alone, tmp_path):
     for count, devices in ((1, 2), (2, 1)):
         run = tmp_path / str(count)
         changes = {"init": str(alone), "eval.every_steps": 2, "steps": 4, "mesh.data": 2}
-        cluster.finish(cluster.start(run, count, devices, entry="sslx.finetune", **changes))
+        cluster.finish(cluster.start(run, count, devices, entry="finetune", **changes))
         scores[count] = json.loads((run / "report.json").read_text())
     assert scores[1]["step"] == scores[2]["step"]
     assert scores[1]["eval/loss"] == pytest.approx(scores[2]["eval/loss"], rel=1e-4)
@@ -284,30 +224,31 @@ def test_two_hosts_fine_tune_as_one_process(cluster, alone, tmp_path):
 def test_a_host_that_never_joins_is_named(cluster, tmp_path):
     (host,) = cluster.start(tmp_path / "run", 3, 1, only=[0], **{"hosts.join_seconds": 2.0})
     assert host.wait() == 1  # it may come later: a scheduler starts the same command again
-    (error,) = host.errors
+    (error,) = errors(host)
     assert "host 1, host 2 of 3 did not join 127.0.0.1:" in error
     assert "within 2 s" in error
     (host,) = cluster.start(tmp_path / "run", 3, 1, only=[2], **{"hosts.join_seconds": 2.0})
     assert host.wait() == 1
-    assert "host 0 could not be reached at 127.0.0.1:" in host.errors[0]
+    assert "host 0 could not be reached at 127.0.0.1:" in errors(host)[0]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (HostsConfig(cluster="slrum"), "did you mean 'slurm'"),
-        (HostsConfig(coordinator="node1", count=2), "'node1'; expected HOST:PORT"),
-        (HostsConfig(coordinator="node1:8476", count=2, index=2), "expected 0 to 1"),
-        (HostsConfig(coordinator="node1:8476"), "without config.hosts.count; expected all three"),
-        (HostsConfig(coordinator="node1:8476", count=2), "without config.hosts.index; expected all three"),
-        (HostsConfig(timeout_seconds=-3.0), "config.hosts.timeout_seconds is -3.0; expected at least 1"),
-        (HostsConfig(count=2), r"config.hosts.count is given without config.hosts.coordinator"),
+        ({"cluster": "slrum"}, "did you mean 'slurm'"),
+        ({"coordinator": "node1", "count": 2, "index": 0}, "'node1'; expected HOST:PORT"),
+        ({"coordinator": "node1:8476", "count": 2, "index": 2}, "expected 0 to 1"),
+        ({"coordinator": "node1:8476", "count": 0, "index": 0}, "config.hosts.count is 0; expected at least 1"),
+        ({"coordinator": "node1:8476"}, "without config.hosts.count; expected all three"),
+        ({"coordinator": "node1:8476", "count": 2}, "without config.hosts.index; expected all three"),
+        ({"timeout_seconds": -3.0}, "config.hosts.timeout_seconds is -3.0; expected at least 1"),
+        ({"count": 2}, "config.hosts.count is given without config.hosts.coordinator"),
     ],
 )
 def test_wrong_hosts_are_refused(config, message):
     with pytest.raises(UserError, match=message):
-        rendezvous.find(config, {})
+        rendezvous.find(HostsConfig(**config))
 
 
 def test_a_slurm_step_is_found_and_a_batch_script_by_itself_is_one_process(monkeypatch):

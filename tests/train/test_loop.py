@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sslx.errors import UserError
-from sslx.pretext import PRETEXTS
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import Session, run_config, train
 from sslx.train import sharding
@@ -25,7 +24,7 @@ def run(tiny_config, tmp_path):
 
     def start(**changes) -> Session:
         written = tiny_config(changes={"mesh.fsdp": 2, "eval.batches": 2, **changes}).to_dict()
-        return train(written, tmp_path / "run", part="pretext", table=PRETEXTS, tokenizer=None, title="test")
+        return train(written, tmp_path / "run", part="pretext", tokenizer=None, title="test")
 
     return start
 

@@ -6,19 +6,15 @@ starts it again, and compares the last checkpoint and ``metrics.jsonl`` with an 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from entries import simulated, until
 
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.metrics import read_metrics
@@ -28,67 +24,48 @@ MESHES = {1: {}, 8: {"mesh.fsdp": 2}}
 
 
 @pytest.fixture
-def command(tmp_path, tiny_config):
-    """Makes the command line of a run on ``devices`` simulated devices, and its environment."""
+def start(tmp_path, entries, write_tiny_config):
+    """Starts the run in a folder on ``devices`` simulated devices."""
 
-    def make(run, devices=1, **changes):
+    def start(run, devices=1, *, steps=STEPS, **changes):
         settings = {
-            "steps": STEPS,
             "model.dropout": 0.1,
             "model.attention_dropout": 0.1,
             "eval.every_steps": 10,
             "eval.batches": 2,
             "checkpoint.every_steps": 6,
             "checkpoint.keep": 3,
-            **MESHES.get(devices, {}),
-            **changes,
         }
-        steps = settings.pop("steps")
-        written = tiny_config(changes=settings).to_json()
-        file = tmp_path / "config.py"
-        file.write_text(
-            "import json\n\nimport ml_collections\n\n\n"
-            f"def get_config():\n    return ml_collections.ConfigDict(json.loads({written!r}))\n"
-        )
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        arguments = [f"--config={file}", f"--workdir={run}", f"--config.steps={steps}"]
-        return [sys.executable, "-m", "sslx.main", *arguments], {**os.environ, "XLA_FLAGS": flags}
-
-    return make
-
-
-@pytest.fixture
-def finish(command):
-    """Runs to the end; returns exit code and output."""
-
-    def run(run, devices=1, **changes):
-        arguments, environment = command(run, devices, **changes)
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
-
-
-@pytest.fixture
-def interrupt(command, tmp_path):
-    """Starts a run and signals it as soon as ``moment(run)`` holds; returns exit code and output."""
-
-    def start(run, moment, devices=1, number=signal.SIGKILL, **changes):
-        arguments, environment = command(run, devices, **changes)
-        output = tmp_path / "output.txt"
-        with output.open("w") as file:
-            process = subprocess.Popen(arguments, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            deadline = time.monotonic() + 300
-            while process.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(FileNotFoundError):  # what is watched is being renamed
-                    if moment(run):
-                        process.send_signal(number)
-                        break
-                time.sleep(0.001)
-            code = process.wait(timeout=60)
-        return code, output.read_text()
+        config = tmp_path / "config.py"
+        write_tiny_config(config, changes=settings | MESHES[devices] | changes)
+        arguments = [f"--config={config}", f"--workdir={run}", f"--config.steps={steps}"]
+        return entries.start("main", *arguments, environment=simulated(devices))
 
     return start
+
+
+def ended(process):
+    """Exit code and output of a process, once it ends."""
+    return process.wait(), process.stdout + process.stderr
+
+
+@pytest.fixture
+def finish(start):
+    """Runs to the end; returns exit code and output."""
+    return lambda *arguments, **changes: ended(start(*arguments, **changes))
+
+
+@pytest.fixture
+def interrupt(start):
+    """Starts a run and signals it as soon as ``moment(run)`` holds; returns exit code and output."""
+
+    def interrupt(run, moment, devices=1, number=signal.SIGKILL):
+        process = start(run, devices)
+        until(lambda: moment(run), process)
+        process.signal(number)
+        return ended(process)
+
+    return interrupt
 
 
 def logged(step):

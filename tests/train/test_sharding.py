@@ -85,3 +85,19 @@ def test_a_dimension_that_does_not_divide_is_told():
 def test_more_whole_parameters_than_the_tolerance_are_refused():
     with pytest.raises(UserError, match=r"config.mesh.fsdp=2 would leave 100% of the parameters whole on each device"):
         shardings_of(63)
+
+
+def test_activations_that_do_not_divide_are_told_also_inside_loops():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
+
+    def layers(x):
+        def layer(x, _):
+            return nn.with_logical_constraint(x, ("act_batch", None, "act_heads")), None
+
+        return jax.lax.scan(layer, x, None, length=2)[0]
+
+    with sharding.on_mesh(mesh):
+        uneven, even = (jax.jit(layers).trace(jnp.zeros((4, 8, heads))).jaxpr for heads in (6, 8))
+    assert sharding.undivided(even, mesh) == []
+    message = "activations (4, 8, 6): 6 is not split evenly 4 ways over tensor"
+    assert sharding.undivided(uneven, mesh) == [message]

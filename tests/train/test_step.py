@@ -61,7 +61,7 @@ def variables(make_objective, batch):
 
 def prepared(objective, variables, batch, mesh, micro_batches=1):
     """The jitted step, a state at step 3 and the batch, placed on the mesh; enter ``on_mesh`` before."""
-    shardings, _ = sharding.parameter_shardings(variables, mesh)
+    shardings, _ = sharding.parameter_shardings(variables, mesh, tolerance=0.0)
     variables = jax.device_put(sharding.unbox(variables), shardings)
     optimizer = recording()
     step = make_train_step(objective, optimizer, optax.constant_schedule(0.1), seed=7, micro_batches=micro_batches)
