@@ -18,18 +18,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from entries import Entries, simulated
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-SIMULATED = "--xla_force_host_platform_device_count=8"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)['XLA_FLAGS']}".strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("SSLX_TEST_COMPILE_CACHE", str(REPOSITORY / ".jax_cache"))
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of the process that starts them
     os.environ["SSLX_CACHE"] = tempfile.mkdtemp(prefix="sslx-tests-")
 
 import ml_collections  # noqa: E402
 import pytest  # noqa: E402
-from entries import Entries  # noqa: E402
 
 from sslx.entry import load_config  # noqa: E402
 from sslx.runtime import configure  # noqa: E402

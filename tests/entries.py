@@ -98,8 +98,12 @@ class Entries:
 
 
 def simulated(devices: int) -> dict[str, str]:
-    """The environment of a process with this many simulated devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """The environment of a process with this many simulated devices, its programs compiled quickly and running slowly.
+
+    The tests compile hundreds of small programs, and without this spend most of their time in LLVM's passes.
+    """
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quickly}"}
 
 
 def until(moment: Callable[[], bool], *processes: Process) -> None:

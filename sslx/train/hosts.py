@@ -60,6 +60,9 @@ def joined(config: HostsConfig) -> Iterator[None]:
         return
     member = rendezvous.meet(member, config.join_seconds)
     _explain_aborts(member)
+    if member.index:
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the descriptor, since C++ libraries print too
     # SIGTERM is ours: it becomes a vote. jax's own service would take it away.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -72,8 +75,6 @@ def joined(config: HostsConfig) -> Iterator[None]:
         heartbeat_timeout_seconds=int(2 * config.timeout_seconds + 100),
         shutdown_timeout_seconds=30,
     )
-    if member.index:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process)
     store = Store()
     _joined = _Joined(member, store, Watch(member, store, config.timeout_seconds))
     _joined.watch.start()

@@ -116,7 +116,7 @@ def test_four_hosts_train_as_one_process_and_one_or_two_go_on_with_another_mesh(
     assert saved_steps(run / "checkpoints") == [4]
     assert "on 4 hosts" in hosts[0].stdout
     for host in hosts[1:]:
-        assert [line for line in host.stdout.splitlines() if "Gloo" not in line] == []
+        assert host.stdout == ""
     one = tmp_path / "one"
     shutil.copytree(run, one)
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.schedule_steps": 8}
