@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import flax.struct
@@ -104,8 +105,17 @@ class Objective(abc.ABC):
 
         Returns:
           The objective, and data with row sets ``train``, ``eval`` and ``test`` (or None), a dict ``statistics``
-          and ``save(folder)``, which writes what a later reader needs (a tokenizer).
+          and ``save(folder)``, which writes what ``restored`` and other later readers need (a tokenizer, labels).
         """
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> Objective:
+        """The objective of a trained run from its config and what ``save`` wrote into its folder, without its data.
+
+        Raises:
+          UserError: the folder lacks something.
+        """
+        raise UserError(f"{cls.__name__} cannot be used without its data: it has no restored(config, run)")
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[Objective, dict[str, jax.ShapeDtypeStruct]]:

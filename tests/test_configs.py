@@ -8,15 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from sslx.config import build
-from sslx.data.text import TextConfig
-from sslx.data.tokenizer import Vocabulary
 from sslx.entry import load_config
 from sslx.errors import UserError
-from sslx.models.bert import SIZES, BertConfig
-from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
+from sslx.models.bert import SIZES
+from sslx.models.gpt import SIZES as GPT_SIZES
 from sslx.session import run_config
-from sslx.tasks.text_classification import TextClassification, TextClassificationConfig
+from sslx.train.initialise import objective_class, part_of
 from sslx.train.optimizer import make_optimizer, make_schedule
 from sslx.train.sharding import PARAMETER_AXES, is_box
 
@@ -25,25 +22,12 @@ FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 MILLIONS = {"tiny": 4.4, "mini": 11.2, "small": 29.0, "base": 109.5, "large": 335.2}  # without pooler and sentence head
 
 
-def built(written):
-    """The objective of a config, on a made-up vocabulary of the config's size."""
-    data = build(TextConfig, written["data"], "config.data")
-    model = build(BertConfig, written["model"], "config.model")
-    size = data.vocab_size
-    vocabulary = Vocabulary(size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), bytes(size), "made up")
-    if "pretext" in written:
-        pretext = build(MaskedLanguageModelConfig, written["pretext"], "config.pretext")
-        return MaskedLanguageModel(pretext, model, vocabulary, None)
-    task = build(TextClassificationConfig, written["task"], "config.task")
-    return TextClassification(task, model, size, ("a", "b", "c"), None)
-
-
 def shapes(file, argument=""):
     """Boxed parameters of a config at full size; its optimizer is built over them too."""
     written = load_config(CONFIGS / file, argument).to_dict()
-    config = run_config(written, "pretext" if "pretext" in written else "task")
-    objective, row = built(written), np.zeros((1, written["data"]["seq_len"]), np.int32)
-    batch = {"tokens": row, "segment_ids": row, "positions": row, "row": row[:, 0], "label": row[:, 0]}
+    config = run_config(written, part_of(written))
+    objective, row = objective_class(written).abstract(written)
+    batch = {name: np.zeros((1, *leaf.shape), leaf.dtype) for name, leaf in row.items()} | {"row": np.zeros(1, int)}
     boxed = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch))["params"]
     make_optimizer(config.optimizer, make_schedule(config.optimizer, config.steps), boxed)
     assert objective.flops({name: array.shape for name, array in batch.items()}) > 0
@@ -61,6 +45,11 @@ def test_every_config_builds_and_names_the_axes_of_its_parameters(file):
 def test_bert_of_every_size_has_its_published_parameters(size):
     leaves = jax.tree.leaves(shapes("bert_mlm.py", size))
     assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(MILLIONS[size], rel=0.01)
+
+
+@pytest.mark.parametrize("size", GPT_SIZES)
+def test_gpt_of_every_size_builds(size):
+    shapes("gpt_clm.py", size)
 
 
 def test_an_unknown_size_is_refused_with_the_nearest():

@@ -1,11 +1,13 @@
 """Index plans: which pieces of the flat corpus make each row of ``seq_len``.
 
-In: document offsets and a length. Out: a `Plan`, three arrays; `rows` turns it into batches. Two layouts are here
+In: document offsets and a length. Out: a `Plan`, a few arrays; `rows` turns it into batches. Three layouts are here
 (sentence pairs are in `pairs`):
 
 - packed: documents are cut into pieces of at most ``seq_len - 2``, each stands as ``[CLS] piece [SEP]``, and pieces
   share rows without being cut again. Pieces are packed by best fit, longest first, on the *histogram* of their sizes
   (Krell et al., arXiv 2107.02027), so the cost of choosing does not grow with the number of documents.
+- causal: every token and the end of every document is a target once. A document stands as ``[BOS] tokens`` with
+  targets ``tokens [EOS]``, cut into pieces of at most ``seq_len``, which are packed in the same way.
 - documents: one document a row, cut at ``seq_len - 2``.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 ROW_SEED = 4242
 
@@ -24,7 +26,9 @@ class Plan:
     """Row ``r`` holds pieces ``row_offsets[r]:row_offsets[r + 1]``; each is a run of the corpus's tokens.
 
     With ``sentence_label`` (int32, 0 = in order, 1 = random or swapped) rows are pairs ``[CLS] A [SEP] B [SEP]``, two
-    pieces each; otherwise every piece stands as ``[CLS] piece [SEP]``.
+    pieces each; with ``opens`` and ``closes`` (bool: whether a piece begins and ends its document) pieces are targets
+    of a causal model, and ``piece_length`` counts a document's end too; otherwise every piece stands as
+    ``[CLS] piece [SEP]``.
     """
 
     seq_len: int
@@ -32,6 +36,8 @@ class Plan:
     piece_length: Int32[np.ndarray, " pieces"] = field(repr=False)
     row_offsets: Int64[np.ndarray, " rows+1"] = field(repr=False)
     sentence_label: Int32[np.ndarray, " rows"] | None = field(default=None, repr=False)
+    opens: Bool[np.ndarray, " pieces"] | None = field(default=None, repr=False)
+    closes: Bool[np.ndarray, " pieces"] | None = field(default=None, repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -41,17 +47,45 @@ class Plan:
     def fill_share(self) -> float:
         """The share of places that are not padding."""
         specials = 2 * len(self.piece_start) if self.sentence_label is None else 3 * self.num_rows
+        specials = 0 if self.opens is not None else specials
         return float(self.piece_length.sum(dtype=np.int64) + specials) / (self.num_rows * self.seq_len)
 
 
 def packed_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: int) -> Plan:
-    """Cuts documents into pieces and packs these into rows; every token is in exactly one. Deterministic.
+    """Cuts documents into pieces and packs these into rows; every token is in exactly one. Deterministic."""
+    start, length = _cut(document_offsets, seq_len - 2)
+    pieces, row_offsets = _pack(length + 2, seq_len)
+    return Plan(seq_len, start[pieces], length[pieces].astype(np.int32), row_offsets)
+
+
+def causal_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: int) -> Plan:
+    """Cuts documents, their ends included, into pieces of targets and packs these into rows. Deterministic.
+
+    A piece that is a document's end alone starts where the next document does.
+    """
+    # With a place for each document's end, offsets are those of a corpus that is longer by a token a document.
+    document = np.arange(len(document_offsets))
+    start, length = _cut(document_offsets + document, seq_len)
+    of = np.searchsorted(document_offsets + document, start, side="right") - 1
+    opens = start == (document_offsets + document)[of]
+    closes = start + length == (document_offsets + document)[of + 1]
+    pieces, row_offsets = _pack(length, seq_len)
+    return Plan(
+        seq_len,
+        (start - of)[pieces],
+        length[pieces].astype(np.int32),
+        row_offsets,
+        opens=opens[pieces],
+        closes=closes[pieces],
+    )
+
+
+def _pack(size: Int64[np.ndarray, " pieces"], seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which pieces stand in each row, from their sizes: the pieces in order, and the rows' offsets into them.
 
     Rows are in a fixed random order: packing leaves them sorted by size, and the first batches of an evaluation would
     see nothing but long pieces.
     """
-    start, length = _cut(document_offsets, seq_len - 2)
-    size = length + 2
     groups = pack_histogram(np.bincount(size, minlength=seq_len + 1), seq_len)
     by_size = np.argsort(
         size.astype(np.uint16 if seq_len < 1 << 16 else np.int64), kind="stable"
@@ -68,8 +102,7 @@ def packed_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: in
     pieces, per_row = np.concatenate(blocks), np.concatenate(pieces_per_row)
     order = np.random.default_rng(ROW_SEED).permutation(len(per_row))
     pieces = pieces[flat_ranges((np.cumsum(per_row) - per_row)[order], per_row[order])]
-    row_offsets = np.concatenate([[0], np.cumsum(per_row[order])])
-    return Plan(seq_len, start[pieces], length[pieces].astype(np.int32), row_offsets)
+    return pieces, np.concatenate([[0], np.cumsum(per_row[order])])
 
 
 def documents_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len: int) -> Plan:

@@ -41,21 +41,24 @@ class TextRows:
         Returns:
           int32 arrays. ``[n, seq_len]``: ``tokens`` (pad id where padded), ``segment_ids`` (1, 2, … per packed piece,
           0 where padded) and ``positions`` (from 0 in each piece); for pairs (one segment, positions running through)
-          ``token_types`` too. ``[n]``: ``sentence_label`` for pairs, ``label`` for labelled documents.
+          ``token_types`` too; for a causal plan ``targets``, the next token of each. ``[n]``: ``sentence_label`` for
+          pairs, ``label`` for labelled documents.
 
         Raises:
           IndexError: a row id is beyond the rows.
         """
         plan, words, paired = self.plan, self._vocabulary, self.plan.sentence_label is not None
+        causal = plan.opens is not None
         row_ids = np.asarray(row_ids, dtype=np.int64)
         shape, first = (len(row_ids), self.seq_len), plan.row_offsets[row_ids]
         per_row = plan.row_offsets[row_ids + 1] - first
 
-        # One entry a piece: where it starts in its row, and its length with [CLS] (the head) and [SEP].
+        # One entry a piece: where it starts in its row, and its length with [CLS] (the head) and [SEP]. Of a causal
+        # plan, places of the corpus are those of the targets, and tokens come from the place before.
         piece = flat_ranges(first, per_row)
         row, slot = np.repeat(np.arange(len(row_ids)), per_row), piece - np.repeat(first, per_row)
         head = (slot == 0).astype(np.int64) if paired else np.ones_like(slot)
-        total = plan.piece_length[piece] + head + 1
+        total = plan.piece_length[piece] + (0 if causal else head + 1)
         end = np.cumsum(total)
         begin = end - total
         offset = begin - np.repeat(begin[np.cumsum(per_row) - per_row], per_row)
@@ -64,10 +67,15 @@ class TextRows:
         flat = np.arange(end[-1] if len(end) else 0)
         source = flat + np.repeat(plan.piece_start[piece] - head - begin, total)
         place = flat + np.repeat(row * self.seq_len + offset - begin, total)
+
         # A special token's source is outside its piece, maybe outside the corpus; it is overwritten.
-        values = self.corpus.tokens[np.clip(source, 0, len(self.corpus.tokens) - 1)].astype(np.int32)
-        values[begin[head == 1]] = words.cls_id
-        values[end - 1] = words.sep_id
+        def corpus_at(places: np.ndarray) -> np.ndarray:
+            return self.corpus.tokens[np.clip(places, 0, len(self.corpus.tokens) - 1)].astype(np.int32)
+
+        values = corpus_at(source)
+        values[begin[plan.opens[piece]] if causal else begin[head == 1]] = words.cls_id
+        if not causal:
+            values[end - 1] = words.sep_id
 
         def laid_out(entries: np.ndarray, padding: int = 0) -> np.ndarray:
             array = np.full(shape, padding, np.int32)
@@ -83,6 +91,10 @@ class TextRows:
         else:
             batch["segment_ids"] = laid_out(np.repeat(slot + 1, total))
             batch["positions"] = laid_out(flat - np.repeat(begin, total))
+        if causal:
+            targets = corpus_at(source + 1)
+            targets[end[plan.closes[piece]] - 1] = words.sep_id
+            batch["targets"] = laid_out(targets, words.pad_id)
         if self._labels is not None:
             batch["label"] = self._labels[row_ids]
         return batch
@@ -91,6 +103,7 @@ class TextRows:
 def abstract_row(seq_len: int, layout: str, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one row as ``TextRows.fetch`` gives it, without the axis of rows."""
     names = ["tokens", "segment_ids", "positions"] + (["token_types"] if layout in ("nsp", "sop") else [])
+    names += ["targets"] if layout == "causal" else []
     row = {name: jax.ShapeDtypeStruct((seq_len,), np.int32) for name in names}
     if layout in ("nsp", "sop"):
         row["sentence_label"] = jax.ShapeDtypeStruct((), np.int32)

@@ -10,26 +10,27 @@ on. Splits that were written out are taken as they are.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from sslx.data.cache import cache_folder, hash_of
-from sslx.data.packing import documents_plan, packed_plan
+from sslx.data.packing import causal_plan, documents_plan, packed_plan
 from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
 from sslx.data.sources import Collection, Source, open_collection
 from sslx.data.stored_rows import StoredRows, open_rows, tokenizer_folder
-from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
+from sslx.data.tokenizer import TRAINED, Vocabulary, load_tokenizer, vocabulary
 from sslx.data.tokens import TokenCorpus, tokenize_corpus
 from sslx.errors import UserError, choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Layout = Literal["packed", "nsp", "sop", "documents"]
+Layout = Literal["packed", "nsp", "sop", "causal", "documents"]
 MIN_SEQ_LEN = 8
 ROWS = "rows:"
 
@@ -44,9 +45,9 @@ class TextConfig:
     test_split: str = ""  # "" = none
     text_field: str = "text"
     label_field: str = "label"
-    tokenizer: str = "wordpiece"  # trained on the training split; or a folder or hub name
-    vocab_size: int = 8192
-    lowercase: bool = True
+    tokenizer: str = "wordpiece"  # or bpe, char (trained on the training split), byte; or a folder or hub name
+    vocab_size: int = 8192  # of a wordpiece or bpe tokenizer
+    lowercase: bool = True  # by a wordpiece tokenizer
     seq_len: int = 128
     cache_dir: str = ""  # "" = $SSLX_CACHE or ~/.cache/sslx
     tfds_dir: str = ""  # "" = TFDS's own default
@@ -68,8 +69,35 @@ class PreparedText:
     layout: Layout
 
     def save(self, folder: Path) -> None:
-        """Writes ``folder/tokenizer/``, which later readers of a run need."""
+        """Writes ``folder/tokenizer/`` and, if there are labels, ``folder/labels.json``: what readers of a run need."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        if self.label_names:
+            (Path(folder) / "labels.json").write_text(json.dumps(self.label_names) + "\n", encoding="utf8")
+
+
+def saved_tokenizer(run: Path) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
+    """The tokenizer that `PreparedText.save` has written into a run's folder, and its vocabulary.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = Path(run) / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"{run} has no tokenizer/; expected the folder of a run on text")
+    tokenizer = load_tokenizer(str(folder.absolute()), None, vocab_size=0, lowercase=False, cache_dir="")
+    return tokenizer, vocabulary(tokenizer)
+
+
+def saved_labels(run: Path) -> tuple[str, ...]:
+    """The label names that `PreparedText.save` has written into a run's folder.
+
+    Raises:
+      UserError: there are none.
+    """
+    file = Path(run) / "labels.json"
+    if not file.is_file():
+        raise UserError(f"{run} has no labels.json; expected the folder of a run that was trained on labels")
+    return tuple(json.loads(file.read_text(encoding="utf8")))
 
 
 def prepare_text(
@@ -79,7 +107,8 @@ def prepare_text(
 
     Args:
       config: what to read and how to tokenise it.
-      layout: ``packed``, sentence pairs (``nsp``, ``sop``), or ``documents`` (one a row, with labels if there are any).
+      layout: ``packed``, sentence pairs (``nsp``, ``sop``), ``causal`` (packed, with the next token of each), or
+        ``documents`` (one a row, with labels if there are any).
       tokenizer_override: a folder or hub name that replaces ``config.tokenizer``: fine-tuning keeps its run's
         tokenizer.
       seed: draws the sentence pairs.
@@ -87,12 +116,13 @@ def prepare_text(
     Raises:
       UserError: whatever the source, the splits, the tokenizer or the cache do not allow.
     """
-    choose(layout, ("packed", "nsp", "sop", "documents"), "text layout")
+    choose(layout, get_args(Layout), "text layout")
     cache_dir = cache_folder(config.cache_dir)
     if config.source.startswith(ROWS) and config.source != ROWS:
         return _stored(config, layout, tokenizer_override, cache_dir)
     collection, sources, tokenizer = open_text(config, tokenizer_override)
     words = vocabulary(tokenizer)
+    _check_tokens(words, layout, tokenizer_override or config.tokenizer)
     rows, statistics = {}, {}
     for role, source in sources.items():
         corpus = tokenize_corpus(source, tokenizer, cache_dir=cache_dir)
@@ -106,7 +136,10 @@ def prepare_text(
             f"{role}_fill_share": rows[role].plan.fill_share,
         }
     statistics["tokens_per_row"] = rows["train"].plan.fill_share * config.seq_len
-    statistics["unigram_entropy"] = _entropy(rows["eval"].corpus.unigram_counts)
+    counts = rows["eval"].corpus.unigram_counts.copy()
+    if layout == "causal":
+        counts[words.sep_id] += rows["eval"].corpus.num_documents  # the end of each is predicted too
+    statistics["unigram_entropy"] = _entropy(counts)
     corpora = {role: text_rows.corpus.fingerprint for role, text_rows in rows.items()}
     statistics["fingerprint"] = hash_of(corpora, layout, config.seq_len, seed if layout in ("nsp", "sop") else None)
     return PreparedText(
@@ -133,7 +166,7 @@ def _stored(config: TextConfig, layout: Layout, tokenizer_override: str | None, 
                 f"config.data.{role}_split={wanted!r}, but the rows in {folder} were prepared with {written!r}; "
                 "leave it out, or prepare others"
             )
-    given = tokenizer_override or (config.tokenizer if config.tokenizer != TextConfig.tokenizer else "")
+    given = tokenizer_override or ("" if config.tokenizer in TRAINED else config.tokenizer)
     spec = given or str(tokenizer_folder(folder, meta, cache_dir))
     tokenizer = load_tokenizer(
         spec, None, vocab_size=config.vocab_size, lowercase=config.lowercase, cache_dir=cache_dir
@@ -205,9 +238,16 @@ def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
     return splits | ({"test": config.test_split} if config.test_split else {})
 
 
+def _check_tokens(words: Vocabulary, layout: Layout, tokenizer: str) -> None:
+    if words.mask_id is None and layout in ("packed", "nsp", "sop"):
+        raise UserError(f"tokenizer {tokenizer} has no mask token; masked language modelling needs one")
+
+
 def _rows(corpus: TokenCorpus, words: Vocabulary, seq_len: int, layout: Layout, seed: int, cache_dir: Path) -> TextRows:
     if layout == "documents":
         return TextRows(corpus, documents_plan(corpus.document_offsets, seq_len), words, corpus.labels)
+    if layout == "causal":
+        return TextRows(corpus, causal_plan(corpus.document_offsets, seq_len), words)
     if layout == "packed":
         return TextRows(corpus, packed_plan(corpus.document_offsets, seq_len), words)
     return TextRows(corpus, pair_plan(corpus, seq_len, layout, seed=seed, cache_dir=cache_dir), words)

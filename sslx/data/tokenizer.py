@@ -1,10 +1,15 @@
 """The tokenizer of a run, and the few facts about its vocabulary that masking and packing need.
 
-In: ``wordpiece`` (trained here on the training documents, as BERT's was: lower-casing, `##` continuations), or a
-folder or hub name that ``AutoTokenizer`` knows. Out: a Hugging Face fast tokenizer, and its `Vocabulary`.
+In: a kind of tokenizer that is trained here on the training documents, or a folder or hub name that ``AutoTokenizer``
+knows. Out: a Hugging Face fast tokenizer, and its `Vocabulary`. The kinds are
 
-Training is deterministic, which the library's own is not: it numbers characters by the order of a hash map and breaks
-ties between merges by those numbers, so the characters are counted and numbered here first.
+- wordpiece: as BERT's was, lower-casing, `##` continuations;
+- bpe: byte-level pair encoding, as GPT-2's was;
+- byte: a token a byte of UTF-8, which knows every text;
+- char: a token a character that occurs in the training documents.
+
+Training is deterministic. The library's own of WordPiece is not: it numbers characters by the order of a hash map and
+breaks ties between merges by those numbers, so the characters are counted and numbered here first.
 """
 
 from __future__ import annotations
@@ -23,10 +28,13 @@ from sslx.data.sources import Source
 from sslx.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MIN_VOCAB_SIZE = 128
+# Of the other kinds: the first begins and ends documents, as GPT-2's does; the mask is for masked language modelling.
+END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
+MIN_VOCAB_SIZE = {"wordpiece": 128, "bpe": 384}  # above the bytes and characters that any of them starts from
 TRAINING_DOCUMENTS = 1_000_000  # evenly spaced over the corpus; more changes a vocabulary little
 FORMAT = 1
 
@@ -35,8 +43,10 @@ FORMAT = 1
 class Vocabulary:
     """What objectives know of a tokenizer.
 
-    ``size`` is the true size (largest id + 1; models pad it). ``unk_id`` is ``pad_id`` where a tokenizer has no unknown
-    token. ``continuation[id]`` is 1 where the token continues a word (`##` pieces; without Ġ or ▁ elsewhere).
+    ``size`` is the true size (largest id + 1; models pad it). Where a tokenizer has no padding token, ``pad_id`` is
+    ``sep_id`` and only segment ids tell padding; where it has no unknown token, ``unk_id`` is ``pad_id``; where it has
+    no mask token, ``mask_id`` is None. ``continuation[id]`` is 1 where the token continues a word (`##` pieces; without
+    Ġ or ▁ elsewhere).
     """
 
     size: int
@@ -44,7 +54,7 @@ class Vocabulary:
     unk_id: int
     cls_id: int
     sep_id: int
-    mask_id: int
+    mask_id: int | None
     special_ids: tuple[int, ...]
     continuation: bytes
     fingerprint: str
@@ -60,37 +70,38 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains (once; cached by the source's content) or loads a tokenizer.
 
-    ``source``, ``vocab_size`` and ``lowercase`` matter to ``wordpiece`` alone. A small corpus may give fewer tokens.
+    ``source`` matters to the kinds that are trained, ``vocab_size`` to ``wordpiece`` and ``bpe``, ``lowercase`` to
+    ``wordpiece`` alone. A small corpus may give fewer tokens.
 
     Raises:
-      UserError: not found, no fast tokenizer, a missing mask, pad, start or end token, or a cache that cannot be
-        written.
+      UserError: not found, no fast tokenizer, a missing start or end token, or a cache that cannot be written.
     """
     from transformers import AutoTokenizer
 
-    if spec == "wordpiece":
+    if spec in TRAINED:
         if source is None:
-            raise UserError("tokenizer 'wordpiece' is trained on a corpus and there is none; give a folder or hub name")
-        if vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(
-                f"vocab_size={vocab_size} is too small for a wordpiece tokenizer; at least {MIN_VOCAB_SIZE}"
-            )
-        key = hash_of("wordpiece", FORMAT, source.fingerprint, vocab_size, lowercase)
-        train = functools.partial(_train_wordpiece, source, vocab_size=vocab_size, lowercase=lowercase)
-        folder = prepare_once(cache_dir, f"wordpiece-{key}", lambda to: train().save_pretrained(str(to)))
+            raise UserError(f"tokenizer {spec!r} is trained on a corpus and there is none; give a folder or hub name")
+        least = MIN_VOCAB_SIZE.get(spec, 0)
+        if vocab_size < least:
+            raise UserError(f"vocab_size={vocab_size} is too small for a {spec} tokenizer; at least {least}")
+        settings = {"wordpiece": (vocab_size, lowercase), "bpe": (vocab_size,)}.get(spec, ())
+        key = hash_of(spec, FORMAT, source.fingerprint, *settings)
+        train = functools.partial(TRAINED[spec], source, vocab_size=vocab_size, lowercase=lowercase)
+        folder = prepare_once(cache_dir, f"{spec}-{key}", lambda to: train().save_pretrained(str(to)))
         return AutoTokenizer.from_pretrained(str(folder))
 
     name = os.path.expanduser(spec)
     if spec.startswith((".", "/", "~")) and not os.path.isdir(name):
         raise UserError(f"tokenizer folder {spec!r} does not exist")
-    if difflib.get_close_matches(spec, ["wordpiece"], cutoff=0.8) and not os.path.isdir(name):
-        raise UserError(f"unknown tokenizer {spec!r}; {nearest(spec, ['wordpiece'])}")  # before the hub's long retries
+    if difflib.get_close_matches(spec, TRAINED, cutoff=0.8) and not os.path.isdir(name):
+        raise UserError(f"unknown tokenizer {spec!r}; {nearest(spec, TRAINED)}")  # before the hub's long retries
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the hub, its cache and the file formats each raise their own kinds
         reason = first_line(error)
         raise UserError(
-            f"cannot load tokenizer {spec!r}: not 'wordpiece', nor a folder or reachable hub name ({reason[:160]})"
+            f"cannot load tokenizer {spec!r}: none of {', '.join(TRAINED)}, nor a folder or reachable hub name "
+            f"({reason[:160]})"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer {spec!r} has no fast (tokenizers library) version")
@@ -102,7 +113,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """Describes a tokenizer; where it has no cls or sep token, bos and eos stand in.
 
     Raises:
-      UserError: it lacks a mask, pad, cls/bos or sep/eos token.
+      UserError: it lacks a cls/bos or sep/eos token.
     """
     ids = {
         "pad": tokenizer.pad_token_id,
@@ -110,10 +121,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         "sep/eos": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
         "mask": tokenizer.mask_token_id,
     }
-    missing = [name for name, token in ids.items() if token is None]
+    missing = [name for name in ("cls/bos", "sep/eos") if ids[name] is None]
     if missing:
         name = tokenizer.name_or_path or "the tokenizer"
-        raise UserError(f"{name} has no {', '.join(missing)} token; pretraining needs {', '.join(ids)}")
+        raise UserError(f"{name} has no {', '.join(missing)} token; pretraining needs both a cls/bos and a sep/eos one")
+    ids["pad"] = ids["sep/eos"] if ids["pad"] is None else ids["pad"]
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     described.update(truncation=None, padding=None)  # how it was last called, not what it is
     pieces = tokenizer.get_vocab()
@@ -167,8 +179,72 @@ def _train_wordpiece(source: Source, *, vocab_size: int, lowercase: bool) -> Pre
     return BertTokenizer(vocab=dict(pieces), do_lower_case=lowercase)
 
 
+def _train_bpe(source: Source, *, vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+    from tokenizers import trainers
+
+    trained = _byte_level({}, [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END, PAD, MASK],
+        initial_alphabet=_byte_letters(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(_training_texts(source), trainer)
+    return _wrapped(trained)
+
+
+def _bytes(source: Source, *, vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+    tokens = [END, PAD, MASK, *_byte_letters()]
+    return _wrapped(_byte_level({token: i for i, token in enumerate(tokens)}, []))
+
+
+def _train_char(source: Source, *, vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models
+
+    characters = sorted(set().union(*map(set, _training_texts(source))))
+    tokens = [END, PAD, MASK, UNKNOWN, *characters]
+    trained = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token=UNKNOWN))
+    trained.decoder = decoders.Fuse()
+    return _wrapped(trained, unk_token=UNKNOWN)
+
+
+def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """The printable letters that stand for bytes, in an order that is always the same."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _wrapped(tokenizer: Tokenizer, **tokens: str) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        mask_token=MASK,
+        clean_up_tokenization_spaces=False,
+        **tokens,
+    )
+
+
 def _training_texts(source: Source, chunk: int = 1000) -> Iterator[str]:
     stride = -(-len(source) // TRAINING_DOCUMENTS)
     for start in range(0, len(source), chunk * stride):
         for row in source.__getitems__(range(start, min(start + chunk * stride, len(source)), stride)):
             yield row["text"]
+
+
+# What each kind is trained by, from a source.
+TRAINED = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "byte": _bytes, "char": _train_char}

@@ -1,5 +1,6 @@
-"""Index of the models: ``config.model.name`` to class."""
+"""Index of the models: ``config.model.name`` to the class of its configuration, which makes the encoder."""
 
 MODELS = {
-    "bert": "sslx.models.bert:BertEncoder",  # bidirectional text encoder, original or ModernBERT-like
+    "bert": "sslx.models.bert:BertConfig",  # sees both ways; the original, ModernBERT-like, RoBERTa and ELECTRA
+    "gpt": "sslx.models.gpt:GptConfig",  # sees what came before; GPT-2 or LLaMA-like
 }

@@ -23,10 +23,11 @@ def attend(
     query_segment_ids: Int[Array, "batch queries"],
     key_segment_ids: Int[Array, "batch length"],
     *,
+    order: tuple[Int[Array, "batch queries"], Int[Array, "batch length"]] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "batch queries heads head_width"]:
-    """Scaled dot-product attention (arXiv 1706.03762), bidirectional, softmax in float32.
+    """Scaled dot-product attention (arXiv 1706.03762), softmax in float32.
 
     Args:
       query: Queries.
@@ -34,6 +35,8 @@ def attend(
       value: Values.
       query_segment_ids: Segments of the queries: 1 and up for documents, 0 for padding.
       key_segment_ids: Segments of the keys and values.
+      order: Positions of the queries and of the keys within their segments, for causal attention: a query sees the keys
+        that are not after it. None: it sees all.
       dropout_rate: Share of attention probabilities to drop.
       dropout_key: Key for the dropout; None: no dropout.
     """
@@ -42,8 +45,10 @@ def attend(
     # times faster than the same contraction with heads in the middle.
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * scale, key, value))
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    same = query_segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :]
-    probabilities = jax.nn.softmax(jnp.where(same, scores, MASKED), axis=-1)
+    seen = query_segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :]
+    if order is not None:
+        seen &= order[0][:, None, :, None] >= order[1][:, None, None, :]
+    probabilities = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
     if dropout_key is not None:
         probabilities = dropout(probabilities, dropout_rate, dropout_key)
     out = jnp.einsum("bhqk,bhkd->bhqd", probabilities.astype(value.dtype), value)

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init
+from sslx.errors import UserError
+from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init, look_up, padded_vocabulary
 from sslx.models.transformer import Transformer, TransformerConfig
 
 # Published sizes (google-research/bert, "BERT miniatures"): layers, width, heads; mlp_width is 4 * width.
@@ -35,15 +36,41 @@ class BertConfig(TransformerConfig):
     name: str = "bert"
     max_length: int = 512  # rows of the learned position table
     token_types: int = 2
+    embed_width: int | None = None  # of the embeddings, projected to ``width`` (ELECTRA); None: ``width``
+
+    @property
+    def table_width(self) -> int:
+        """Width of the embedding tables."""
+        return self.width if self.embed_width is None else self.embed_width
+
+    def encoder(self, vocab_size: int) -> BertEncoder:
+        """The Linen module of the encoder."""
+        return BertEncoder(self, vocab_size)
+
+    def check(self, seq_len: int) -> None:
+        """Refuses rows that are longer than the position table.
+
+        Raises:
+          UserError: ``config.data.seq_len`` is above ``config.model.max_length``.
+        """
+        check_length(self, seq_len)
 
 
-def padded_vocabulary(size: int) -> int:
-    """The vocabulary's size rounded up to a multiple of 128, which matrix units and tensor parallelism like."""
-    return -(-size // 128) * 128
+def check_length(config: Any, seq_len: int) -> None:
+    """Refuses rows that are longer than the model's position table, if it has one.
+
+    Raises:
+      UserError: ``seq_len`` is above ``config.max_length``.
+    """
+    if config.positions == "learned" and seq_len > config.max_length:
+        raise UserError(
+            f"config.data.seq_len {seq_len} is longer than config.model.max_length {config.max_length}; "
+            f"expected at most {config.max_length}"
+        )
 
 
 class Embeddings(nn.Module):
-    """Word, position (unless RoPE) and token-type embeddings, summed, normalised, dropped out."""
+    """Word, position (unless RoPE) and token-type embeddings, summed, normalised, dropped out; projected if narrow."""
 
     config: BertConfig
     vocab_size: int
@@ -51,7 +78,7 @@ class Embeddings(nn.Module):
     def setup(self):
         config = self.config
         table = lambda name, axis, rows: self.param(  # noqa: E731
-            name, nn.with_logical_partitioning(bert_init, (axis, "embed")), (rows, config.width)
+            name, nn.with_logical_partitioning(bert_init, (axis, "embed")), (rows, config.table_width)
         )
         self.word = table("word", "vocab", padded_vocabulary(self.vocab_size))
         if config.positions == "learned":
@@ -59,6 +86,8 @@ class Embeddings(nn.Module):
         self.token_type = table("token_type", "types", config.token_types)
         self.norm = Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype)
         self.drop = Dropout(config.dropout)
+        if config.table_width != config.width:
+            self.project = Dense(config.width, (None, "embed"), dtype=config.compute_dtype)
 
     def __call__(
         self,
@@ -68,15 +97,12 @@ class Embeddings(nn.Module):
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length width"]:
-        def look_up(table: Array, axis: str | None, ids: Array) -> Array:
-            # Gathered over fsdp first: looking up rows in a table whose width is split makes XLA replicate the result.
-            return jnp.take(nn.with_logical_constraint(table, (axis, None)), ids, axis=0)
-
         x = look_up(self.word, "act_vocab", tokens) + look_up(self.token_type, None, token_types)
         if self.config.positions == "learned":
             x = x + look_up(self.position, None, positions)
         x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
-        return self.drop(self.norm(x), deterministic=deterministic)
+        x = self.drop(self.norm(x), deterministic=deterministic)
+        return x if self.config.table_width == self.config.width else self.project(x)
 
 
 class BertEncoder(nn.Module):
@@ -113,10 +139,12 @@ class MaskedTokenHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, picked: Float[Array, "batch picked width"], word_table: Float[Array, "padded_vocab width"]
+        self, picked: Float[Array, "batch picked width"], word_table: Float[Array, "padded_vocab table_width"]
     ) -> Float[Array, "batch picked padded_vocab"]:
         config = self.config
-        x = Dense(config.width, ("embed", None), config.bias, dtype=config.compute_dtype, name="transform")(picked)
+        x = Dense(config.table_width, ("embed", None), config.bias, dtype=config.compute_dtype, name="transform")(
+            picked
+        )
         x = activation(config.activation)(x)
         x = Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name="norm")(x)
         logits = jnp.einsum("bpd,vd->bpv", x, word_table.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -136,11 +164,3 @@ class Pooler(nn.Module):
     def __call__(self, first: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
         config = self.config
         return jnp.tanh(Dense(config.width, ("embed", None), dtype=config.compute_dtype, name="dense")(first))
-
-
-def mean_pool(
-    x: Float[Array, "batch length width"], segment_ids: Int[Array, "batch length"]
-) -> Float[Array, "batch width"]:
-    """Mean over the tokens that are not padding, float32."""
-    weight = (segment_ids > 0).astype(jnp.float32)[..., None]
-    return jnp.sum(x.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)

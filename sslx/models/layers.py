@@ -12,12 +12,35 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Initializer = Callable[..., jax.Array]
 
 # BERT's and ViT's choice: N(0, 0.02) cut off at two standard deviations.
 bert_init = nn.initializers.truncated_normal(0.02)
+
+
+def look_up(
+    table: Float[Array, "rows width"], axis: str | None, ids: Int[Array, "batch length"]
+) -> Float[Array, "batch length width"]:
+    """Rows of an embedding table whose activation axis of rows is called ``axis``.
+
+    Gathered over fsdp first: looking up rows in a table whose width is split makes XLA replicate the result.
+    """
+    return jnp.take(nn.with_logical_constraint(table, (axis, None)), ids, axis=0)
+
+
+def padded_vocabulary(size: int) -> int:
+    """The vocabulary's size rounded up to a multiple of 128, which matrix units and tensor parallelism like."""
+    return -(-size // 128) * 128
+
+
+def tied_logits(
+    x: Float[Array, "... width"], table: Float[Array, "padded_vocab width"], vocab_size: int
+) -> Float[Array, "... padded_vocab"]:
+    """Logits of a head that is the embedding table, float32; those of the rows that pad the vocabulary are -1e9."""
+    logits = jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    return jnp.where(jnp.arange(table.shape[0]) < vocab_size, logits, -1e9)
 
 
 class Dense(nn.Module):

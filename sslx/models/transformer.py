@@ -1,24 +1,26 @@
-"""Transformer encoder blocks, written once: post-LN (BERT) and pre-LN, learned positions or RoPE, GELU or GeGLU.
+"""Transformer blocks, written once: post-LN and pre-LN, both ways or causal, learned positions or RoPE, gated or not.
 
 In: the residual stream ``[batch, length, width]``, segment ids and positions. Out: the same shape, or the picked
-positions alone. The layers are one ``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm
-and GELU is BERT to the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is
-ModernBERT's block (arXiv 2412.13663).
+positions alone; or, with a cache of keys and values, the states of tokens that extend what the cache holds. The
+layers are one ``scan`` over parameters stacked ``[layers, ...]``. Post-LN with biases, LayerNorm and GELU is BERT to
+the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and no biases is ModernBERT's block (arXiv
+2412.13663); causal pre-LN with tanh GELU is GPT-2's, and with RoPE, RMSNorm and SwiGLU LLaMA's (arXiv 2302.13971).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
-from sslx.models.layers import Dense, Dropout, Norm, activation
+from sslx.models.layers import Dense, Dropout, Initializer, Norm, activation, bert_init
 
 REMAT = {
     "none": None,  # keep every activation
@@ -29,7 +31,9 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """One encoder stack. Defaults are BERT's block at its "mini" size."""
+    """One stack of blocks. Defaults are BERT's block at its "mini" size."""
+
+    causal: ClassVar[bool] = False  # a token sees itself and those before it
 
     layers: int = 4
     width: int = 256
@@ -41,6 +45,7 @@ class TransformerConfig:
     activation: str = "gelu"  # gelu (exact) | gelu_tanh | relu | silu
     glu: bool = False  # gate the MLP: activation(x W) * (x V), mlp_width each (arXiv 2002.05202)
     bias: bool = True
+    qk_norm: bool = False  # RMS-normalise queries and keys of each head (arXiv 2010.04245, 2302.05442)
     positions: str = "learned"  # learned | rope
     rope_theta: float = 10000.0
     dropout: float = 0.1
@@ -72,6 +77,16 @@ class TransformerConfig:
         """The dtype of activations."""
         return jnp.dtype(self.dtype)
 
+    @property
+    def kernel_init(self) -> Initializer:
+        """How dense kernels and embeddings start."""
+        return bert_init
+
+    @property
+    def residual_init(self) -> Initializer:
+        """How the kernels start that write to the residual stream."""
+        return self.kernel_init
+
     def flops_per_row(self, length: int, picked: int | None = None) -> float:
         """Forward FLOPs of the stack for one row (attention counted in full, no masking).
 
@@ -88,8 +103,42 @@ class TransformerConfig:
         return (self.layers - 1) * layer(length) + layer(length if picked is None else picked)
 
 
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, by layer, with room for those to come.
+
+    All rows are filled from the left to the same place, ``used``; a row with fewer tokens has padding in front, whose
+    segment is 0, as is that of places not used yet.
+    """
+
+    keys: Float[Array, "layers batch length heads head_width"]
+    values: Float[Array, "layers batch length heads head_width"]
+    segment_ids: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
+    used: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, rows: int, length: int) -> Cache:
+        """Room for ``length`` tokens in each of ``rows`` rows."""
+        shape = (config.layers, rows, length, config.heads, config.width // config.heads)
+        keys, values = (jnp.zeros(shape, config.compute_dtype) for _ in range(2))
+        segment_ids, positions = (jnp.zeros((rows, length), jnp.int32) for _ in range(2))
+        return cls(keys, values, segment_ids, positions, jnp.zeros((), jnp.int32))
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """One layer's part of a `Cache`, and what all layers share of it, with the new tokens' places filled in."""
+
+    key: Float[Array, "batch length heads head_width"]
+    value: Float[Array, "batch length heads head_width"]
+    segment_ids: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
+    used: Int[Array, ""]  # where the new tokens go
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within segments, for all positions or for the picked ones only."""
+    """Multi-head self-attention within segments, for all positions, for the picked ones only, or on from a cache."""
 
     config: TransformerConfig
 
@@ -100,23 +149,38 @@ class SelfAttention(nn.Module):
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         picked: Int[Array, "batch picked"] | None = None,
+        cache: LayerCache | None = None,
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch queries width"]:
+    ) -> tuple[Float[Array, "batch queries width"], LayerCache | None]:
         config = self.config
         head_width = config.width // config.heads
 
         def project(name: str, of: Array, length: str) -> Array:
-            y = Dense(config.width, ("embed", "heads"), config.bias, dtype=config.compute_dtype, name=name)(of)
-            y = y.reshape(*of.shape[:2], config.heads, head_width)
+            dense = Dense(
+                config.width, ("embed", "heads"), config.bias, config.kernel_init, config.compute_dtype, name=name
+            )
+            y = dense(of).reshape(*of.shape[:2], config.heads, head_width)
             return nn.with_logical_constraint(y, ("act_batch", length, "act_heads", None))
 
         key, value = project("key", x, "act_keys"), project("value", x, "act_keys")
         x, query_segment_ids, query_positions = (_pick(array, picked) for array in (x, segment_ids, positions))
         query = project("query", x, "act_length")
+        if config.qk_norm:
+            query, key = (
+                Norm("rmsnorm", config.norm_eps, dtype=config.compute_dtype, name=f"{name}_norm")(y)
+                for name, y in (("query", query), ("key", key))
+            )
         if config.positions == "rope":
             query = rotate(query, query_positions, config.rope_theta)
             key = rotate(key, positions, config.rope_theta)
+        if cache is not None:
+            place = (0, cache.used, 0, 0)
+            cache = cache.replace(
+                key=jax.lax.dynamic_update_slice(cache.key, key, place),
+                value=jax.lax.dynamic_update_slice(cache.value, value, place),
+            )
+            key, value, segment_ids, positions = cache.key, cache.value, cache.segment_ids, cache.positions
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
@@ -126,11 +190,15 @@ class SelfAttention(nn.Module):
             value,
             query_segment_ids,
             segment_ids,
+            order=(query_positions, positions) if config.causal else None,
             dropout_rate=config.attention_dropout,
             dropout_key=rng,
         )
         y = y.reshape(*x.shape[:2], config.width)
-        return Dense(config.width, ("heads", "embed"), config.bias, dtype=config.compute_dtype, name="out")(y)
+        out = Dense(
+            config.width, ("heads", "embed"), config.bias, config.residual_init, config.compute_dtype, name="out"
+        )
+        return out(y), cache
 
 
 class MLP(nn.Module):
@@ -143,17 +211,22 @@ class MLP(nn.Module):
         config = self.config
 
         def up(name: str) -> Array:
-            y = Dense(config.mlp_width, ("embed", "mlp"), config.bias, dtype=config.compute_dtype, name=name)(x)
-            return nn.with_logical_constraint(y, ("act_batch", "act_length", "act_mlp"))
+            dense = Dense(
+                config.mlp_width, ("embed", "mlp"), config.bias, config.kernel_init, config.compute_dtype, name=name
+            )
+            return nn.with_logical_constraint(dense(x), ("act_batch", "act_length", "act_mlp"))
 
         hidden = activation(config.activation)(up("up"))
         if config.glu:
             hidden = hidden * up("gate")
-        return Dense(config.width, ("mlp", "embed"), config.bias, dtype=config.compute_dtype, name="down")(hidden)
+        down = Dense(
+            config.width, ("mlp", "embed"), config.bias, config.residual_init, config.compute_dtype, name="down"
+        )
+        return down(hidden)
 
 
 class Block(nn.Module):
-    """One layer, for all positions or for the picked ones only."""
+    """One layer, for all positions, for the picked ones only, or on from a cache."""
 
     config: TransformerConfig
 
@@ -164,9 +237,10 @@ class Block(nn.Module):
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         picked: Int[Array, "batch picked"] | None = None,
+        cache: LayerCache | None = None,
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch queries width"]:
+    ) -> tuple[Float[Array, "batch queries width"], LayerCache | None]:
         config = self.config
         pre = config.norm_position == "pre"
         attention, mlp = SelfAttention(config, name="attention"), MLP(config, name="mlp")
@@ -176,15 +250,15 @@ class Block(nn.Module):
             return Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name=name)
 
         attention_norm, mlp_norm = norm("attention_norm"), norm("mlp_norm")
-        attended = attention(
-            attention_norm(x) if pre else x, segment_ids, positions, picked, deterministic=deterministic
+        attended, cache = attention(
+            attention_norm(x) if pre else x, segment_ids, positions, picked, cache, deterministic=deterministic
         )
         x = _pick(x, picked) + drop(attended, deterministic=deterministic)
         x = x if pre else attention_norm(x)
         y = mlp(mlp_norm(x) if pre else x)
         x = x + drop(y, deterministic=deterministic)
         x = x if pre else mlp_norm(x)
-        return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
+        return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), cache
 
 
 class Transformer(nn.Module):
@@ -192,7 +266,20 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        self.block = Block(config, parent=None)
+
+        def init_layers(key: PRNGKeyArray) -> Any:
+            x, ids = jnp.zeros((1, 1, config.width), config.compute_dtype), jnp.zeros((1, 1), jnp.int32)
+            one = lambda k: self.block.init(k, x, ids, ids, deterministic=True)["params"]  # noqa: E731
+            layers = jax.vmap(one)(jax.random.split(key, config.layers))
+            return nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
+
+        self.layers = self.param("layers", init_layers)
+        if config.norm_position == "pre":
+            self.final_norm = Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype)
+
     def __call__(
         self,
         x: Float[Array, "batch length width"],
@@ -208,39 +295,62 @@ class Transformer(nn.Module):
         and MLP are computed for the picked ones only: the same numbers for a fraction of that layer's arithmetic.
         """
         config = self.config
-        block = Block(config, parent=None)
-
-        def init_layers(key: PRNGKeyArray) -> Any:
-            one = lambda k: block.init(k, x[:1], segment_ids[:1], positions[:1], deterministic=True)["params"]  # noqa: E731
-            layers = jax.vmap(one)(jax.random.split(key, config.layers))
-            return nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
-
-        layers = self.param("layers", init_layers)
         key = None if deterministic else self.make_rng("dropout")
 
         def apply(x: Array, params: Any, layer: Array | int, picked: Array | None = None) -> Array:
             rngs = {} if deterministic else {"dropout": jax.random.fold_in(key, layer)}
-            return block.apply(
+            x, _ = self.block.apply(
                 {"params": params}, x, segment_ids, positions, picked, deterministic=deterministic, rngs=rngs
             )
+            return x
 
         if REMAT[config.remat] is not None:
             apply = jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=False)
         whole = config.layers if picked is None else config.layers - 1
-        # A CPU gains nothing from a small program and pays for copying every layer's slice; accelerators compile
-        # faster.
-        unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
         x, _ = jax.lax.scan(
             lambda x, scanned: (apply(x, *scanned), None),
             x,
-            (jax.tree.map(lambda array: array[:whole], layers), jnp.arange(whole)),
-            unroll=max(whole, 1) if unroll else 1,
+            (jax.tree.map(lambda array: array[:whole], self.layers), jnp.arange(whole)),
+            unroll=self._unroll(whole),
         )
         if picked is not None:
-            x = apply(x, jax.tree.map(lambda array: array[-1], layers), whole, picked)
-        if config.norm_position == "pre":
-            x = Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name="final_norm")(x)
-        return x
+            x = apply(x, jax.tree.map(lambda array: array[-1], self.layers), whole, picked)
+        return self.final_norm(x) if config.norm_position == "pre" else x
+
+    def extend(
+        self,
+        x: Float[Array, "batch new width"],
+        segment_ids: Int[Array, "batch new"],
+        positions: Int[Array, "batch new"],
+        cache: Cache,
+    ) -> tuple[Float[Array, "batch new width"], Cache]:
+        """Hidden states of new tokens that follow those in the cache, and the cache with them in it; no dropout.
+
+        The caller sees to it that ``cache`` has room.
+        """
+        config = self.config
+        shared = {
+            "segment_ids": jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.used)),
+            "positions": jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
+        }
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
+            params, key, value = scanned
+            here = LayerCache(key, value, used=cache.used, **shared)
+            x, here = self.block.apply({"params": params}, x, segment_ids, positions, None, here, deterministic=True)
+            return x, (here.key, here.value)
+
+        x, (keys, values) = jax.lax.scan(
+            layer, x, (self.layers, cache.keys, cache.values), unroll=self._unroll(config.layers)
+        )
+        cache = Cache(keys, values, used=cache.used + x.shape[1], **shared)
+        return (self.final_norm(x) if config.norm_position == "pre" else x), cache
+
+    def _unroll(self, layers: int) -> int:
+        # A CPU gains nothing from a small program and pays for copying every layer's slice; accelerators compile
+        # faster.
+        unroll = jax.default_backend() == "cpu" if self.config.unroll is None else self.config.unroll
+        return max(layers, 1) if unroll else 1
 
 
 def _pick(x: Shaped[Array, "batch length ..."], picked: Int[Array, "batch picked"] | None) -> Shaped[Array, "..."]:

@@ -2,4 +2,5 @@
 
 PRETEXTS = {
     "mlm": "sslx.pretext.mlm:MaskedLanguageModel",  # predict masked tokens, optionally the next sentence or its order
+    "clm": "sslx.pretext.clm:CausalLanguageModel",  # predict the next token
 }

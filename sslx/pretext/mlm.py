@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,12 +22,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sslx.config import build
 from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text
+from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
 from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
 from sslx.errors import UserError, choose
-from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler, mean_pool, padded_vocabulary
-from sslx.models.layers import Dense
+from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler
+from sslx.models.layers import Dense, padded_vocabulary
 from sslx.models.losses import softmax_cross_entropy
+from sslx.models.pooling import mean_pool
+from sslx.models.text import build_text_model
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
 from sslx.pretext.masking import mask_tokens, picked_count
 
@@ -111,12 +114,17 @@ class MaskedLanguageModel(Objective):
         row = abstract_row(data_config.seq_len, pretext.sentence or "packed")
         return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
 
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> MaskedLanguageModel:
+        pretext, model, _ = cls._built(config)
+        tokenizer, words = saved_tokenizer(run)
+        return cls(pretext, model, words, tokenizer)
+
     @staticmethod
     def _built(config: Mapping[str, Any]) -> tuple[MaskedLanguageModelConfig, BertConfig, TextConfig]:
         pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
-        model = build(BertConfig, config["model"], "config.model")
         data_config = build(TextConfig, config["data"], "config.data")
-        check_model(model, data_config.seq_len)
+        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
         return pretext, model, data_config
 
     @property
@@ -225,17 +233,3 @@ def _runs(values: np.ndarray) -> str:
     """``1 x 40, 2 x 24`` for runs of equal values."""
     edges = np.flatnonzero(np.diff(values)) + 1
     return ", ".join(f"{run[0]} x {len(run)}" for run in np.split(values, edges))
-
-
-def check_model(model: BertConfig, seq_len: int) -> None:
-    """Refuses another model than BERT, and rows longer than its position table.
-
-    Raises:
-      UserError: ``config.model.name`` is unknown, or ``config.data.seq_len`` is above ``config.model.max_length``.
-    """
-    choose(model.name, ("bert",), "config.model.name")
-    if model.positions == "learned" and seq_len > model.max_length:
-        raise UserError(
-            f"config.data.seq_len {seq_len} is longer than config.model.max_length {model.max_length}; "
-            f"expected at most {model.max_length}"
-        )

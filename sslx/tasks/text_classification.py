@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -19,13 +20,13 @@ from sklearn.metrics import classification_report, confusion_matrix, f1_score
 
 from sslx.config import build
 from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text
+from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_labels, saved_tokenizer
 from sslx.errors import UserError, choose
-from sslx.models.bert import BertConfig, BertEncoder, Pooler, mean_pool
+from sslx.models.bert import Pooler
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
+from sslx.models.text import TextModelConfig, build_text_model, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
-from sslx.pretext.mlm import check_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +34,34 @@ class TextClassificationConfig:
     """``config.task`` of ``name="text_classification"``."""
 
     name: str = "text_classification"
-    pool: str = "mean"  # mean over tokens | cls: tanh layer on the first token, as BERT does
+    pool: str = "mean"  # over tokens | first: tanh layer on the first token, as BERT does | last: for causal models
     dropout: float = 0.1  # in the encoder and before the head, whatever pretraining used
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        choose(self.pool, ("mean", "cls"), "config.task.pool")
+        choose(self.pool, ("mean", "first", "last"), "config.task.pool")
 
 
 class TextClassifier(nn.Module):
     """Encoder, pooling, dropout, linear head."""
 
-    config: BertConfig
+    config: TextModelConfig
     task: TextClassificationConfig
     vocab_size: int
     classes: int
 
     def setup(self):
-        self.encoder = BertEncoder(self.config, self.vocab_size)
-        if self.task.pool == "cls":
+        self.encoder = self.config.encoder(self.vocab_size)
+        if self.task.pool == "first":
             self.pooler = Pooler(self.config)
         self.drop = Dropout(self.task.dropout)
         self.head = Dense(self.classes, ("embed", "types"))
 
     def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch classes"]:
-        if self.task.pool == "cls":
-            first = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
-            pooled = self.pooler(self.encoder(batch, first, deterministic=deterministic)[:, 0])
-        else:
-            pooled = mean_pool(self.encoder(batch, deterministic=deterministic), batch["segment_ids"])
-        return self.head(self.drop(pooled, deterministic=deterministic)).astype(jnp.float32)
+        x = pooled(self.encoder, batch, self.task.pool, deterministic=deterministic)
+        if self.task.pool == "first":
+            x = self.pooler(x)
+        return self.head(self.drop(x, deterministic=deterministic)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ class TextClassification(Objective):
     """The objective of ``config.task.name = "text_classification"``."""
 
     task: TextClassificationConfig
-    model: BertConfig
+    model: TextModelConfig
     vocab_size: int
     label_names: tuple[str, ...]
     tokenizer: Any  # decodes tokens in ``show``
@@ -106,13 +105,18 @@ class TextClassification(Objective):
         # How many classes there are, only the data knows; it matters to nothing but a small head.
         return cls(task, model, data_config.vocab_size, ("a", "b"), None), row
 
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> TextClassification:
+        task, model, _ = cls._built(config)
+        tokenizer, words = saved_tokenizer(run)
+        return cls(task, model, words.size, saved_labels(run), tokenizer)
+
     @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[TextClassificationConfig, BertConfig, TextConfig]:
+    def _built(config: Mapping[str, Any]) -> tuple[TextClassificationConfig, TextModelConfig, TextConfig]:
         task = build(TextClassificationConfig, config["task"], "config.task")
-        model = build(BertConfig, config["model"], "config.model")
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         data_config = build(TextConfig, config["data"], "config.data")
-        check_model(model, data_config.seq_len)
+        model = build_text_model(config["model"], data_config.seq_len)
+        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 
     @property
@@ -139,12 +143,12 @@ class TextClassification(Objective):
         return {"params": params["encoder"]}
 
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        x = BertEncoder(self.model, self.vocab_size).apply(variables, batch, deterministic=True)
-        return mean_pool(x, batch["segment_ids"])
+        encoder = self.model.encoder(self.vocab_size).bind(variables)
+        return pooled(encoder, batch, "last" if self.task.pool == "last" else "mean", deterministic=True)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
-        picked = 1 if self.task.pool == "cls" else None
+        picked = None if self.task.pool == "mean" else 1
         head = 2 * self.model.width * len(self.label_names)
         return 3.0 * rows * (self.model.flops_per_row(length, picked) + head)
 

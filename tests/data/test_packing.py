@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sslx.data.packing import documents_plan, flat_ranges, pack_histogram, packed_plan
+from sslx.data.packing import causal_plan, documents_plan, flat_ranges, pack_histogram, packed_plan
 
 
 def offsets_of(lengths):
@@ -34,6 +34,20 @@ def test_every_token_is_in_exactly_one_piece_and_no_row_is_over_length(lengths, 
     assert plan.row_offsets[0] == 0
     assert plan.row_offsets[-1] == len(plan.piece_start)
     assert (np.diff(plan.row_offsets) > 0).all()
+
+
+@pytest.mark.parametrize("seq_len", [16, 128])
+def test_a_causal_plan_has_every_token_and_every_documents_end_as_a_target_once(lengths, seq_len):
+    offsets = offsets_of(lengths)
+    plan = causal_plan(offsets, seq_len)
+    covered = flat_ranges(plan.piece_start, plan.piece_length - plan.closes)
+    np.testing.assert_array_equal(np.sort(covered), np.arange(offsets[-1]))
+    ends = (plan.piece_start + plan.piece_length - 1)[plan.closes]
+    np.testing.assert_array_equal(np.sort(ends), offsets[1:])
+    np.testing.assert_array_equal(np.sort(plan.piece_start[plan.opens]), offsets[:-1])
+    sizes = np.add.reduceat(plan.piece_length, plan.row_offsets[:-1])
+    assert sizes.max() <= seq_len
+    assert plan.fill_share == pytest.approx((offsets[-1] + len(lengths)) / (plan.num_rows * seq_len))
 
 
 def test_pieces_never_cross_documents(lengths):

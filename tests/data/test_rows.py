@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from types import SimpleNamespace
@@ -9,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sslx.data.packing import Plan, documents_plan, packed_plan
-from sslx.data.rows import RowOrder, TextRows
+from sslx.data.packing import Plan, causal_plan, documents_plan, packed_plan
+from sslx.data.rows import RowOrder, TextRows, abstract_row
 from sslx.data.text import TextConfig, prepare_text
 from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError
@@ -57,6 +58,27 @@ def test_fetch_equals_a_slow_layout(plan):
     assert ("token_types" in batch) == ("sentence_label" in batch) == (plan.sentence_label is not None)
     if plan.sentence_label is not None:
         np.testing.assert_array_equal(batch["sentence_label"], plan.sentence_label[ids])
+
+
+@pytest.mark.parametrize("seq_len", [8, 32, 5000])
+def test_causal_rows_are_documents_with_their_next_tokens(seq_len):
+    rows = TextRows(CORPUS, causal_plan(OFFSETS, seq_len), WORDS)
+    batch = rows.fetch(np.arange(len(rows)))
+    found = []
+    for row in range(len(rows)):
+        segments = batch["segment_ids"][row]
+        for segment in range(1, segments.max() + 1):
+            places = segments == segment
+            assert batch["positions"][row][places].tolist() == list(range(places.sum()))
+            found.append((batch["tokens"][row][places].tolist(), batch["targets"][row][places].tolist()))
+        assert not batch["tokens"][row][segments == 0].any()
+    expected = []
+    for start, end in itertools.pairwise(OFFSETS):
+        document = [2, *CORPUS.tokens[start:end].tolist(), 3]
+        cuts = [document[at : at + seq_len + 1] for at in range(0, len(document) - 1, seq_len)]
+        expected += [(cut[:-1], cut[1:]) for cut in cuts]
+    assert sorted(found) == sorted(expected)
+    assert set(abstract_row(seq_len, "causal")) == set(batch)
 
 
 def test_labels_follow_their_documents():

@@ -93,6 +93,54 @@ def test_vocabulary_describes_byte_level_bpe_and_bos_eos(tmp_path):
     assert words.continuation[0] == 0
 
 
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_the_other_kinds_know_every_text_of_their_corpus(corpus, tmp_path, kind):
+    tokenizer = load_tokenizer(kind, corpus, vocab_size=400, lowercase=True, cache_dir=tmp_path / "cache")
+    text = corpus[0]["text"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    words = vocabulary(tokenizer)
+    assert words.size == {"bpe": 400, "byte": 259, "char": 4 + len(set(text))}[kind]
+    assert (words.cls_id, words.sep_id, words.pad_id, words.mask_id) == (0, 0, 1, 2)
+    assert len(ids) == {"bpe": len(ids), "byte": len(text.encode()), "char": len(text)}[kind]
+    if kind == "bpe":
+        assert len(ids) < len(text) / 1.5
+    # Tokens of a special token's letters are not that token: a document may speak of it.
+    again = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    assert vocabulary(again) == words
+
+
+def test_unseen_characters_are_unknown_and_bytes_are_not(corpus, tmp_path):
+    settings = dict(vocab_size=400, lowercase=True, cache_dir=tmp_path / "cache")
+    char, byte = (load_tokenizer(kind, corpus, **settings) for kind in ("char", "byte"))
+    assert char("a€", add_special_tokens=False)["input_ids"][1] == vocabulary(char).unk_id == 3
+    assert byte.decode(byte("a€", add_special_tokens=False)["input_ids"]) == "a€"
+
+
+def test_bpe_training_does_not_depend_on_the_process(corpus, tmp_path):
+    code = (
+        "import sys; from sslx.data.sources import open_source; from sslx.data.tokenizer import *\n"
+        "source = open_source(sys.argv[1], 'train', cache_dir=sys.argv[2])\n"
+        "tokenizer = load_tokenizer('bpe', source, vocab_size=420, lowercase=True, cache_dir=sys.argv[2])\n"
+        "print(vocabulary(tokenizer).fingerprint)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, corpus.spec, str(tmp_path / f"cache{i}")],
+            capture_output=True, text=True, check=True,
+        ).stdout.splitlines()[-1]
+        for i in range(3)
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    backend = Tokenizer(models.BPE({"<end>": 0, "a": 1}, []))
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<end>", eos_token="<end>").save_pretrained(tmp_path)
+    words = vocabulary(load_tokenizer(str(tmp_path), None, vocab_size=0, lowercase=True, cache_dir=tmp_path))
+    assert (words.pad_id, words.sep_id, words.mask_id) == (0, 0, None)
+
+
 def test_mistakes(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
@@ -110,5 +158,5 @@ def test_mistakes(corpus, tmp_path, monkeypatch):
         load("wordpiece", vocab_size=10)
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="has no pad, cls/bos, sep/eos, mask token"):
+    with pytest.raises(UserError, match="has no cls/bos, sep/eos token"):
         load(str(tmp_path / "bare"))

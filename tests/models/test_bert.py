@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sslx.models.bert import MODERN, SIZES, BertConfig, BertEncoder, padded_vocabulary
+from sslx.models.bert import MODERN, SIZES, BertConfig, BertEncoder
+from sslx.models.layers import padded_vocabulary
 from sslx.pretext.mlm import BertForPretraining
 from sslx.train.sharding import unbox
 

@@ -32,7 +32,7 @@ def batch(packed_rows):
     return rows | {"label": (np.arange(8) % 3).astype(np.int32)}
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "first"])
 def test_the_loss_is_the_cross_entropy_of_the_logits(vocabulary, batch, pool):
     objective = objective_with(vocabulary, pool=pool, label_smoothing=0.2, dropout=0.0)
     params = unbox(jax.jit(lambda: objective.init(jax.random.key(0), batch))())["params"]

@@ -1,0 +1,20 @@
+"""One vector for a row of tokens."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def mean_pool(
+    x: Float[Array, "batch length width"], segment_ids: Int[Array, "batch length"]
+) -> Float[Array, "batch width"]:
+    """Mean over the tokens that are not padding, float32."""
+    weight = (segment_ids > 0).astype(jnp.float32)[..., None]
+    return jnp.sum(x.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+
+
+def last_token(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch 1"]:
+    """The position of the last token that is not padding, which alone has seen the whole row of a causal model."""
+    length = segment_ids.shape[1]
+    return jnp.max(jnp.where(segment_ids > 0, jnp.arange(length), 0), axis=1, keepdims=True)

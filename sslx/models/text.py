@@ -1,0 +1,49 @@
+"""The text model that a config names, and features of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sslx.config import build, load_class
+from sslx.errors import choose
+from sslx.models import MODELS
+from sslx.models.bert import BertConfig
+from sslx.models.gpt import GptConfig
+from sslx.models.pooling import last_token, mean_pool
+
+TextModelConfig = BertConfig | GptConfig
+
+
+def build_text_model(
+    written: Mapping[str, Any], seq_len: int, names: tuple[str, ...] = ("bert", "gpt")
+) -> TextModelConfig:
+    """Builds ``config.model``.
+
+    Args:
+      written: The part as it was written.
+      seq_len: Length of the rows it will see.
+      names: The models that the objective can use.
+
+    Raises:
+      UserError: another model, or something in it that cannot be.
+    """
+    name = choose(str(written.get("name", names[0])), names, "config.model.name")
+    model = build(load_class(name, MODELS, "config.model.name"), written, "config.model")
+    model.check(seq_len)
+    return model
+
+
+def pooled(
+    encoder: nn.Module, batch: dict[str, Any], pool: Literal["mean", "first", "last"], *, deterministic: bool
+) -> Float[Array, "batch width"]:
+    """One vector a row, float32: the mean over its tokens, its first or its last one, which alone is computed then."""
+    if pool == "mean":
+        return mean_pool(encoder(batch, deterministic=deterministic), batch["segment_ids"])
+    first = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
+    picked = first if pool == "first" else last_token(batch["segment_ids"])
+    return encoder(batch, picked, deterministic=deterministic)[:, 0].astype(jnp.float32)
