@@ -67,7 +67,7 @@ class HostsConfig:
 class OptimizerConfig:
     """Optimizer, schedule, and which parameters they apply to. Patterns are regular expressions on ``a/b/c`` names."""
 
-    name: str = "adamw"  # adamw | lamb
+    name: str = "adamw"  # adamw | lamb | muon (matrices of the layers; AdamW for the rest)
     learning_rate: float = 1e-3  # peak
     schedule: str = "linear"  # constant | linear | cosine | trapezoid, after the warm-up
     schedule_steps: int | None = None  # length of the schedule; None: the run's steps when it was first started
@@ -77,6 +77,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.95  # Muon's
     weight_decay: float = 0.01
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
     clip_norm: float | None = 1.0
@@ -136,7 +137,7 @@ class RunConfig:
             value = functools.reduce(getattr, name.split("."), self)
             if value is not None and value < least:
                 raise UserError(f"config.{name} is {value}; expected at least {least}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not getattr(self.optimizer, name) < 1:
                 raise UserError(f"config.optimizer.{name} is {getattr(self.optimizer, name)}; expected less than 1")
         if not self.optimizer.learning_rate > 0:
@@ -158,6 +159,7 @@ LEAST = {
     "seed": 0,
     "optimizer.beta1": 0,
     "optimizer.beta2": 0,
+    "optimizer.momentum": 0,
     "optimizer.eps": 0,
     "optimizer.clip_norm": 0,
     "optimizer.layer_decay": 0,

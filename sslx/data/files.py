@@ -126,6 +126,21 @@ class FileRecords:
         return rows
 
 
+class DocumentPart:
+    """A source of one document, of which it holds the characters from one share of the text to another."""
+
+    def __init__(self, records: Any, start: float, stop: float):
+        self._records, self._start, self._stop = records, start, stop
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, ids: list[int]) -> list[dict[str, Any]]:
+        text = self._records.read([0])[0]["text"]
+        part = text[int(self._start * len(text)) : int(self._stop * len(text))]
+        return [{"text": part} for _ in ids]
+
+
 def _like_the_others(paths: list[str]) -> str:
     return f", like the {len(paths) - 1} others" if paths[1:] else ""
 

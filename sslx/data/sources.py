@@ -20,12 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from sslx.data.cache import hash_of
-from sslx.data.files import FileRecords, content_of, decoded, matching_files
+from sslx.data.files import DocumentPart, FileRecords, content_of, decoded, matching_files
 from sslx.errors import UserError, first_line, nearest
 
 SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "csv": (".csv",), "jsonl": (".jsonl",)}
 SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", "text:GLOB", "csv:GLOB", "jsonl:GLOB", "rows:FOLDER")
 SLICE_SEED = 20181011
+HELD_OUT_FROM = 0.9  # of a source that is one document
 
 
 class Records(Protocol):
@@ -76,6 +77,15 @@ class Collection:
     label_names: tuple[str, ...] | None
     splits: Mapping[str, Records] = field(repr=False)
     orders: Mapping[str, np.ndarray] = field(repr=False)  # the order slices cut, where it is not the records' own
+
+    def divided(self) -> Collection:
+        """Of a source that is one document: its last tenth as the split ``validation``, the rest as ``train``."""
+        (records,) = self.splits.values()
+        parts = {
+            "train": DocumentPart(records, 0, HELD_OUT_FROM),
+            "validation": DocumentPart(records, HELD_OUT_FROM, 1),
+        }
+        return Collection(self.spec, hash_of(self.content, HELD_OUT_FROM), None, parts, {})
 
     def slice(self, split: str) -> Source:
         """Returns the records of a TFDS split expression.
@@ -177,8 +187,8 @@ def open_collection(
     records = FileRecords(paths, text_field, label_field if scheme != "text" else "")
     if scheme != "text" and label_field != "label" and records.label_names is None:
         raise UserError(f"{paths[0]}: no field {label_field!r} for labels")
-    order = np.random.default_rng(SLICE_SEED).permutation(len(records))
     content = hash_of("files", text_field, label_field, content_of(paths))
+    order = np.random.default_rng(SLICE_SEED).permutation(len(records))
     return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
 
 

@@ -5,7 +5,7 @@ through all of it (`stored_rows.write_rows`) and is only opened.
 
 If the splits are left at ``train`` and ``validation`` and the source has no ``validation`` (files have only
 ``train``), a random 2 % of ``train`` are held out (``train[98%:]``; at least one document) and the rest is trained
-on. Splits that were written out are taken as they are.
+on; of a source that is one document, its last tenth. Splits that were written out are taken as they are.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def open_text(
     if config.seq_len < MIN_SEQ_LEN:
         raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     collection = text_collection(config)
-    splits = _splits(config, collection)
+    collection, splits = _splits(config, collection)
     collection.check_disjoint(splits)
     sources = {role: collection.slice(split) for role, split in splits.items()}
     tokenizer = load_tokenizer(
@@ -221,21 +221,20 @@ def text_collection(config: TextConfig) -> Collection:
     )
 
 
-def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
+def _splits(config: TextConfig, collection: Collection) -> tuple[Collection, dict[str, str]]:
     splits = {"train": config.train_split, "eval": config.eval_split}
     untouched = config.train_split == TextConfig.train_split and config.eval_split == TextConfig.eval_split
     if untouched and "validation" not in collection.splits and "train" in collection.splits:
         documents = len(collection.splits["train"])
-        if documents < 2:
-            raise UserError(
-                f"{config.source} is one document, and training needs another one to evaluate on; "
-                "split it (text: takes a document per .txt file or per line of a .jsonl file)"
-            )
-        # Below 50 documents, 2 % rounds to none.
-        splits = {"train": "train[:98%]", "eval": "train[98%:]"}
-        if documents < 50:
+        if documents == 1:
+            if collection.label_names is not None:
+                raise UserError(f"{config.source} is one labelled document, and training needs another to evaluate on")
+            collection = collection.divided()
+        elif documents < 50:  # 2 % would round to none
             splits = {"train": "train[:-1]", "eval": "train[-1:]"}
-    return splits | ({"test": config.test_split} if config.test_split else {})
+        else:
+            splits = {"train": "train[:98%]", "eval": "train[98%:]"}
+    return collection, splits | ({"test": config.test_split} if config.test_split else {})
 
 
 def _check_tokens(words: Vocabulary, layout: Layout, tokenizer: str) -> None:

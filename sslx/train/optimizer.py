@@ -1,7 +1,7 @@
 """Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
 
-Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, the decay mask and layer-wise rates treat each layer
-of a stack by itself, so that scanning changes nothing about the training.
+Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, Muon's orthogonal updates, the decay mask and
+layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from sslx.config import OptimizerConfig
 from sslx.errors import UserError, nearest
 from sslx.train.sharding import is_box, parameter_name
 
-OPTIMIZERS = ("adamw", "lamb")
+OPTIMIZERS = ("adamw", "lamb", "muon")
+# The size of AdamW's updates: with Muon's scaled to it, learning rates and decay carry over (arXiv 2502.16982).
+MUON_RMS = 0.2
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -70,7 +73,8 @@ def make_optimizer(
     stacked = _map_boxed(lambda _, leaf: (getattr(leaf, "names", None) or (None,))[0] == "layers", boxed_params)
     decayed = jax.tree.map(lambda hit: not hit, _matches(config.no_decay, boxed_params, "no_decay", required=False))
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
+    moments = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
     chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
     if config.name == "lamb":
         chain.append(_scale_by_layer_trust_ratio(jax.tree.map(_Adapted, stacked, decayed)))
@@ -85,6 +89,28 @@ def make_optimizer(
         )
         optimizer = optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
     return optimizer
+
+
+def _muon(config: OptimizerConfig, moments: optax.GradientTransformation, boxed: Any) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the matrices of the stacks of layers, ``moments`` for everything else."""
+    # Kernels of a stack are [layers, in, out]: each layer is orthogonalised by itself.
+    of_stack = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    def numbers(updates: Any) -> Any:
+        return jax.tree.map(lambda _: of_stack, updates)
+
+    def to_size(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda update: update * (MUON_RMS * max(update.shape[1:]) ** 0.5), updates)
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers), optax.stateless(to_size)
+    )
+
+    def label(_: Any, leaf: Any) -> str:
+        names = getattr(leaf, "names", None) or (None,)
+        return "matrix" if names[0] == "layers" and len(names) == 3 else "other"
+
+    return optax.multi_transform({"matrix": orthogonal, "other": moments}, _map_boxed(label, boxed))
 
 
 def _map_boxed(function: Any, boxed: Any) -> Any:

@@ -137,8 +137,12 @@ class Program:
         """Shapes, dtypes and shardings of the whole state; moments lie where their parameters lie."""
         everywhere = sharding.replicated(self.mesh)
 
-        def place(leaf: Any, at: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+        def place(leaf: Any, at: NamedSharding) -> Any:
+            # Where an optimizer keeps nothing for a parameter (a frozen one, or another's), there is nothing to place.
+            return leaf if masked(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+
+        def masked(leaf: Any) -> bool:
+            return isinstance(leaf, optax.MaskedNode)
 
         placed = jax.tree.map(place, variables, self._shardings)
         opt_state = jax.eval_shape(self.optimizer.init, variables["params"])
@@ -148,6 +152,7 @@ class Program:
             opt_state,
             self._shardings["params"],
             transform_non_params=lambda leaf: place(leaf, everywhere),
+            is_leaf=masked,
         )
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         return TrainState(step, placed["params"], placed["state"], opt_state)

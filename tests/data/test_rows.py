@@ -159,11 +159,20 @@ def test_prepare_text_is_the_same_again_and_from_the_cache(corpus):
     assert longer.statistics["fingerprint"] != one.statistics["fingerprint"]
 
 
+def test_the_last_tenth_of_a_single_document_is_held_out(corpus, tmp_path):
+    text = "".join(chr(97 + i % 26) for i in range(1000))
+    (tmp_path / "one.txt").write_text(text)
+    config = TextConfig(**corpus | {"source": f"text:{tmp_path}/one.txt", "tokenizer": "char", "seq_len": 64})
+    data = prepare_text(config, layout="causal")
+    for role, expected in (("train", text[:900]), ("eval", text[900:])):
+        assert data.tokenizer.decode(getattr(data, role).corpus.tokens) == expected
+
+
 def test_prepare_text_refuses_overlapping_splits_and_one_document(corpus, tmp_path):
     with pytest.raises(UserError, match=r"train split 'train' and test split 'train\[90%:\]'.* share 12 records"):
         prepare_text(TextConfig(**corpus, eval_split="train[:0%]", test_split="train[90%:]"), layout="packed")
-    (tmp_path / "one.txt").write_text("hello")
-    with pytest.raises(UserError, match="is one document"):
-        prepare_text(TextConfig(**corpus | {"source": f"text:{tmp_path}/one.txt"}), layout="packed")
+    (tmp_path / "one.csv").write_text("text,label\nhello,a\n")
+    with pytest.raises(UserError, match="is one labelled document"):
+        prepare_text(TextConfig(**corpus | {"source": f"csv:{tmp_path}/one.csv"}), layout="packed")
     with pytest.raises(UserError, match="seq_len=4"):
         prepare_text(TextConfig(**corpus | {"seq_len": 4}), layout="packed")

@@ -117,6 +117,36 @@ def test_updates_are_the_papers_layer_by_layer(data, name, clip_norm):
     assert_close(optimized(config, data), reference(config, data))
 
 
+def orthogonalised(matrix):
+    """Five quintic Newton-Schulz steps (Jordan et al. 2024)."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam(data):
+    config = dataclasses.replace(CONFIG, name="muon", momentum=0.9)
+    after = optimized(config, data)
+    expected = reference(config, data)
+    name = "encoder/transformer/layers/mlp/up/kernel"
+    params, momentum = np.float64(data[0][name]), np.zeros(SHAPES[name][0])
+    for t, gradients in enumerate(data[1:6], 1):
+        g = np.float64(gradients[name])
+        momentum = 0.9 * momentum + 0.1 * g
+        looked_ahead = 0.9 * momentum / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+        for layer in range(LAYERS):
+            update = 0.2 * math.sqrt(6) * orthogonalised(looked_ahead[layer])
+            params[layer] -= config.learning_rate * (update + config.weight_decay * params[layer])
+        expected[t - 1][name] = params.copy()
+    assert_close(after, expected)
+    moved = (after[0][name] - data[0][name]) / config.learning_rate + config.weight_decay * data[0][name]
+    values = np.linalg.svd(moved / (0.2 * math.sqrt(6)), compute_uv=False)
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
 def test_biases_and_norms_of_stacked_layers_do_not_decay(data):
     still = [data[0], {name: np.zeros(shape, np.float32) for name, (shape, _) in SHAPES.items()}]
     (after,) = optimized(CONFIG, still, 1)
@@ -134,7 +164,9 @@ def test_layer_decay_multiplies_the_rate_by_depth(data):
     assert_close(optimized(config, data), reference(config, data, rate=rate))
 
 
-@pytest.mark.parametrize("changes", [{}, {"name": "lamb"}, {"layer_decay": 0.5}, {"clip_norm": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"name": "lamb"}, {"name": "muon"}, {"layer_decay": 0.5}, {"clip_norm": 1.0}], ids=str
+)
 def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
     config = dataclasses.replace(CONFIG, freeze=("embeddings/", r"mlp/up/"), **changes)
     after = optimized(config, data)[-1]
@@ -143,6 +175,7 @@ def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
         assert frozen == (after[name].tobytes() == data[0][name].tobytes()), name
     trained = [{n: a for n, a in step.items() if not ("embeddings" in n or "mlp/up" in n)} for step in data]
     rate = lambda name, layer: 0.5 ** (LAYERS - layer) if "/layers/" in name else 1.0  # noqa: E731
+    # Muon's only matrix in a stack is frozen here, so that AdamW is what remains.
     expected = reference(config, trained, rate=rate) if "layer_decay" in changes else reference(config, trained)
     assert_close([after], [expected[-1]])
 
