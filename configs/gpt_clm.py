@@ -53,7 +53,14 @@ def shakespeare_char(source: str) -> ml_collections.ConfigDict:
     """nanoGPT's ``train_shakespeare_char`` as its README runs it on a laptop's CPU."""
     config = experiment(
         data=TextConfig(source, tokenizer="char", seq_len=64, train_split="train", eval_split="validation"),
-        model=GptConfig(**SIZES["shakespeare_char"], dropout=0.0, attention_dropout=0.0, bias=False, max_length=64),
+        model=GptConfig(
+            **SIZES["shakespeare_char"],
+            dropout=0.0,
+            attention_dropout=0.0,
+            bias=False,
+            max_length=64,
+            activation="gelu",
+        ),
         pretext=CausalLanguageModelConfig(),
     )
     config.steps = 2000

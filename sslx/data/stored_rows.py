@@ -304,8 +304,9 @@ def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Me
     seq_len = prepared.train.seq_len
     small = {
         "tokens": "<u2" if prepared.vocabulary.size <= 1 << 16 else "<u4",
-        # A segment has at least three tokens: [CLS], one of text and [SEP].
-        "segment_ids": "|u1" if seq_len // 3 < 1 << 8 else "<u2",
+        "targets": "<u2" if prepared.vocabulary.size <= 1 << 16 else "<u4",
+        # A segment has at least three tokens: [CLS], one of text and [SEP]; for a causal model, one.
+        "segment_ids": "|u1" if seq_len // (1 if prepared.layout == "causal" else 3) < 1 << 8 else "<u2",
         "token_types": "|u1",
         "sentence_label": "|u1",
         "label": "<i4",

@@ -197,7 +197,7 @@ def open_text(
     if config.seq_len < MIN_SEQ_LEN:
         raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     collection = text_collection(config)
-    collection, splits = _splits(config, collection)
+    splits = _splits(config, collection)
     collection.check_disjoint(splits)
     sources = {role: collection.slice(split) for role, split in splits.items()}
     tokenizer = load_tokenizer(
@@ -211,30 +211,38 @@ def open_text(
 
 
 def text_collection(config: TextConfig) -> Collection:
-    """Opens everything that ``config.source`` names."""
-    return open_collection(
+    """Opens everything that ``config.source`` names; of a single document, its last tenth as ``validation``.
+
+    Raises:
+      UserError: as `open_collection`; or the single document has a label.
+    """
+    collection = open_collection(
         config.source,
         text_field=config.text_field,
         label_field=config.label_field,
         cache_dir=cache_folder(config.cache_dir),
         tfds_dir=config.tfds_dir or None,
     )
+    if not _to_hold_out(config, collection) or len(collection.splits["train"]) > 1:
+        return collection
+    if collection.label_names is not None:
+        raise UserError(f"{config.source} is one labelled document, and training needs another to evaluate on")
+    return collection.divided()
 
 
-def _splits(config: TextConfig, collection: Collection) -> tuple[Collection, dict[str, str]]:
-    splits = {"train": config.train_split, "eval": config.eval_split}
+def _to_hold_out(config: TextConfig, collection: Collection) -> bool:
+    """Whether some of ``train`` is to be held out, since nothing else is there and nobody said otherwise."""
     untouched = config.train_split == TextConfig.train_split and config.eval_split == TextConfig.eval_split
-    if untouched and "validation" not in collection.splits and "train" in collection.splits:
-        documents = len(collection.splits["train"])
-        if documents == 1:
-            if collection.label_names is not None:
-                raise UserError(f"{config.source} is one labelled document, and training needs another to evaluate on")
-            collection = collection.divided()
-        elif documents < 50:  # 2 % would round to none
-            splits = {"train": "train[:-1]", "eval": "train[-1:]"}
-        else:
-            splits = {"train": "train[:98%]", "eval": "train[98%:]"}
-    return collection, splits | ({"test": config.test_split} if config.test_split else {})
+    return untouched and "validation" not in collection.splits and "train" in collection.splits
+
+
+def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
+    splits = {"train": config.train_split, "eval": config.eval_split}
+    if _to_hold_out(config, collection):
+        # Below 50 documents, 2 % rounds to none.
+        few = len(collection.splits["train"]) < 50
+        splits = dict(zip(splits, ("train[:-1]", "train[-1:]") if few else ("train[:98%]", "train[98%:]"), strict=True))
+    return splits | ({"test": config.test_split} if config.test_split else {})
 
 
 def _check_tokens(words: Vocabulary, layout: Layout, tokenizer: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sslx.data.packing import Plan, causal_plan, documents_plan, packed_plan
 from sslx.data.rows import RowOrder, TextRows, abstract_row
-from sslx.data.text import TextConfig, prepare_text
+from sslx.data.text import TextConfig, prepare_text, text_collection
 from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError
 
@@ -166,6 +166,8 @@ def test_the_last_tenth_of_a_single_document_is_held_out(corpus, tmp_path):
     data = prepare_text(config, layout="causal")
     for role, expected in (("train", text[:900]), ("eval", text[900:])):
         assert data.tokenizer.decode(getattr(data, role).corpus.tokens) == expected
+    # Whoever tokenises in another process opens the same halves.
+    assert text_collection(config).slice("validation")[0]["text"] == text[900:]
 
 
 def test_prepare_text_refuses_overlapping_splits_and_one_document(corpus, tmp_path):

@@ -19,7 +19,7 @@ from sslx.data.stored_rows import BLOCK_ROWS, StoredRows, open_rows, positions_o
 from sslx.data.text import TextConfig, prepare_text
 from sslx.errors import Unavailable, UserError
 
-LAYOUTS = ("packed", "nsp", "sop", "documents")
+LAYOUTS = ("packed", "nsp", "sop", "causal", "documents")
 SPLITS = {"train_split": "train[:70%]", "eval_split": "train[70%:90%]", "test_split": "train[90%:]"}
 
 
