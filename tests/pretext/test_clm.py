@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_samples_that_the_model_has_no_positions_for_are_refused(tiny_config):
         CausalLanguageModel.abstract(config.to_dict())
 
 
-def test_a_run_trains_with_muon_and_a_frozen_part_samples_and_resumes(tmp_path, entries, write_tiny_config):
+def test_a_run_trains_with_muon_and_a_frozen_part_samples_resumes_and_is_fine_tuned(tmp_path, entries, write_tiny_config):
     changes = {"data.tokenizer": "bpe", "eval.examples": 2, "pretext.sample_tokens": 8}
     changes |= {"optimizer.name": "muon", "optimizer.freeze": ("final_norm",)}
     write_tiny_config(tmp_path / "gpt.py", "gpt_clm", changes)
@@ -125,3 +126,7 @@ def test_a_run_trains_with_muon_and_a_frozen_part_samples_and_resumes(tmp_path, 
     again = entries.run("main", "--config=gpt.py", "--workdir=run", "--config.steps=10", folder=tmp_path)
     assert again.code == 0, again.stderr
     assert "resumed at step 8 of 10" in again.stdout
+    write_tiny_config(tmp_path / "task.py", "finetune/text_classification", {"task.pool": "last"})
+    tuned = entries.run("finetune", "--config=task.py", "--config.init=run", "--workdir=task", folder=tmp_path)
+    assert tuned.code == 0, tuned.stderr
+    assert json.loads((tmp_path / "task" / "config.json").read_text())["model"]["name"] == "gpt"
