@@ -180,6 +180,23 @@ def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone,
         np.testing.assert_allclose(ours[common], theirs[common], rtol=1e-4)
 
 
+def test_a_checkpoint_that_one_host_cannot_read_is_put_aside_by_all(cluster, tmp_path):
+    run = tmp_path / "run"
+    settings = {"mesh.fsdp": 2, "checkpoint.every_steps": 2, "hosts.timeout_seconds": 30.0}
+    settings["optimizer.schedule_steps"] = 8
+    cluster.finish(cluster.start(run, 2, 1, steps=4, **settings))
+    unharmed = losses(run)
+    for part in (run / "checkpoints" / "4" / "state" / "ocdbt.process_1" / "d").iterdir():
+        part.write_bytes(bytes(part.stat().st_size))  # what host 1 reads, and host 0 does not
+    hosts = cluster.finish(cluster.start(run, 2, 1, steps=6, **settings))
+    assert "checkpoint 4 cannot be read" in hosts[0].stdout
+    assert "resumed at step 2 of 6" in hosts[0].stdout
+    assert (run / "checkpoints" / "4.damaged").is_dir()
+    assert saved_steps(run / "checkpoints") == [4, 6]
+    resumed = losses(run)
+    assert {step: resumed[step] for step in unharmed} == unharmed
+
+
 def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
     hosts = start_apart(cluster, tmp_path / "run", [[], ["--config.data.source=jsonl:nowhere.jsonl"]])
     assert [host.wait() for host in hosts] == [2, 2]
