@@ -1,0 +1,105 @@
+"""The watch by itself, with a store that is made up: who is named, when, and what is no reason to end a run."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from sslx.train import hosts
+from sslx.train.rendezvous import Membership
+from sslx.train.watch import Watch
+
+MEMBER = Membership("127.0.0.1:1", 3, 0, names=("a", "b", "c"))
+TIMEOUT = 1.0
+
+
+class FakeStore:
+    """The store of hosts 1 and 2, which beat whenever somebody looks, unless they are ``silent``."""
+
+    def __init__(self):
+        self.values, self.silent, self.gone, self.failing = {}, set(), threading.Event(), 0
+        self.others = {index: {"phase": "preparing", "step": None, "moves": 0} for index in (1, 2)}
+        self._beats = 0
+
+    def put(self, key, value):
+        self._answer()
+        self.values[key] = value
+
+    def under(self, folder):
+        self._answer()
+        self._beats += 1
+        for index, said in self.others.items():
+            if index not in self.silent:
+                self.values[f"beat/{index}"] = json.dumps({"beat": self._beats, **said})
+        return {key.rpartition("/")[2]: value for key, value in self.values.items() if key.startswith(f"{folder}/")}
+
+    def _answer(self):
+        self.failing -= 1
+        if self.gone.is_set() or self.failing >= 0:
+            raise RuntimeError("UNAVAILABLE: connection reset")
+
+
+@pytest.fixture
+def store():
+    return FakeStore()
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Is set, with ``ended.code``, where the watch would end the process."""
+    ended = threading.Event()
+
+    def end(code):
+        ended.code = code
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    return ended
+
+
+@pytest.fixture
+def watch(store, ended):
+    watch = Watch(MEMBER, store, TIMEOUT)
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+def test_a_silent_host_is_named(watch, store, ended, capsys):
+    store.silent = {2}
+    assert ended.wait(10)
+    assert "error: host 2 (c), last not started; cannot be heard any more" in capsys.readouterr().err
+
+
+def test_a_host_that_leaves_takes_the_others_with_it_and_its_exit_code(watch, store, ended, capsys):
+    store.put("left/1", json.dumps({"reason": "no such file", "code": 2}))
+    assert ended.wait(10)
+    assert ended.code == 2
+    assert capsys.readouterr().err == "error: host 1 (b) has stopped: no such file\n"
+
+
+def test_a_store_that_fails_once_or_for_less_than_the_timeout_ends_nothing(watch, store, ended):
+    store.failing = 1
+    assert not ended.wait(1.5)
+    watch.progress("preparing", limited=False)
+    store.gone.set()
+    assert not ended.wait(0.5)
+    store.gone.clear()
+    assert not ended.wait(1.5)
+
+
+def test_a_store_that_fails_for_the_whole_timeout_names_host_0(watch, store, ended, capsys):
+    store.gone.set()
+    assert ended.wait(10)
+    assert capsys.readouterr().err == (
+        "error: host 0 (a), which coordinates the hosts, does not answer: UNAVAILABLE: connection reset\n"
+    )
+
+
+def test_a_meeting_bears_with_a_store_that_fails_once(watch, store, monkeypatch):
+    monkeypatch.setattr(hosts, "_joined", hosts._Joined(MEMBER, store, watch, TIMEOUT))
+    for index in (1, 2):
+        store.put(f"meeting/1/{index}", json.dumps({"what": "a test", "value": index}))
+    store.failing = 1
+    assert hosts.agree("a test", 0) == [0, 1, 2]
