@@ -87,7 +87,7 @@ def joined(config: HostsConfig) -> Iterator[None]:
         shutdown_timeout_seconds=30,
     )
     store = Store()
-    _joined = _Joined(member, store, Watch(member, store, config.timeout_seconds), config.timeout_seconds)
+    _joined = _Joined(member, store, Watch(member, store, config), config.timeout_seconds)
     _joined.watch.start()
     try:
         yield
@@ -142,7 +142,11 @@ def host_name(index: int) -> str:
 
 
 def progress(phase: str, step: int | None = None, *, limited: bool = True) -> None:
-    """Tells the watch that this host has moved on; ``limited`` phases must move again within the timeout."""
+    """Tells the watch that this host has moved on.
+
+    It must move again within ``config.hosts.timeout_seconds``, or, where the phase may take long and so is not
+    ``limited``, within ``config.hosts.prepare_seconds``.
+    """
     if _joined is not None:
         _joined.watch.progress(phase, step, limited=limited)
 

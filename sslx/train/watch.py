@@ -1,8 +1,9 @@
 """Who is alive and how far: each host writes a heartbeat with its progress and reads the others'.
 
-The store is that of jax's coordination service. A host that is silent for the timeout, or a run that does not move for
-it, ends this process with a line that names the host which holds it up; the main thread may hang in a collective and
-could not do it.
+The store is that of jax's coordination service. A host that is silent for ``timeout_seconds``, or a run that does not
+move for it, ends this process with a line that names the host which holds it up; the main thread may hang in a
+collective and could not do it. A phase that may take long has ``prepare_seconds`` instead, and a line on stderr each
+``timeout_seconds`` tells until then whom it waits for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from sslx.config import HostsConfig
 from sslx.errors import first_line
 from sslx.train.rendezvous import Membership
 
@@ -47,16 +49,18 @@ class _Place:
     step: int | None = None
     moves: int = 0  # all hosts go through the same phases and steps: who has made fewer moves is behind
     limited: bool = False
+    waits: bool = False  # at a meeting
     since: float = field(default_factory=time.monotonic)
 
 
 class Watch:
     """Writes this host's heartbeat, reads the others', and ends the process when a verdict is due."""
 
-    def __init__(self, member: Membership, store: Store, timeout: float):
-        self._member, self._store, self._timeout = member, store, timeout
-        self._period = min(max(timeout / 20, 0.2), 5.0)
+    def __init__(self, member: Membership, store: Store, config: HostsConfig):
+        self._member, self._store, self._config = member, store, config
+        self._period = min(max(config.timeout_seconds / 20, 0.2), 5.0)
         self._at, self._beats = _Place("starting"), 0
+        self._told = (0, 0)  # at how many moves, how often
         unheard = {"beat": 0, "phase": "not started", "step": None, "moves": -1}
         self._said = dict.fromkeys(range(member.count), unheard)
         # Seconds without a new beat of a host, while the store answered.
@@ -76,14 +80,14 @@ class Watch:
         self._thread.join(timeout=10)
 
     def progress(self, phase: str, step: int | None = None, *, limited: bool = True) -> None:
-        """This host has come to ``phase`` (and step); it must come further within the timeout if ``limited``."""
+        """This host has come to ``phase`` (and step); ``limited`` says which of the two limits it has to move on."""
         self._at = _Place(phase, step, self._at.moves + 1, limited)
 
     @contextlib.contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
         """This host waits for others, who are watched themselves; afterwards the phase before it goes on."""
         before = self._at
-        self._at = _Place(phase, before.step, before.moves + 1)
+        self._at = _Place(phase, before.step, before.moves + 1, waits=True)
         yield
         self._at = replace(before, moves=before.moves + 2, since=time.monotonic())
 
@@ -119,9 +123,11 @@ class Watch:
         while not self._end.wait(self._period):
             self._beat()
             code, verdict = self._left()
-            verdict = verdict or self._lost(self._timeout) or self._stuck()
+            verdict = verdict or self._lost(self._config.timeout_seconds) or self._stuck()
             if verdict:
                 self._finish(verdict, code)
+            else:
+                self._tell()
 
     def _beat(self) -> None:
         """Writes and reads once; a failure is remembered and no more, since networks have their moments."""
@@ -164,15 +170,35 @@ class Watch:
 
     def _stuck(self) -> str:
         at = self._at
+        limit = "timeout_seconds" if at.limited else "prepare_seconds"
         waited = time.monotonic() - at.since
-        if not at.limited or waited < self._timeout or self._problem:  # how far the others are is not known then
+        if waited < getattr(self._config, limit) or self._problem:  # how far the others are is not known then
             return ""
-        least = min(said["moves"] for said in self._said.values())
-        behind = [index for index, said in self._said.items() if said["moves"] == least]
         # A host that has fallen silent is the reason, though its own limit may end a moment later.
         return self._lost(4 * self._period) or (
-            f"no progress for {waited:.0f} s (config.hosts.timeout_seconds); behind: {self._describe(behind)}"
+            f"no progress for {waited:.0f} s (config.hosts.{limit}); behind: {self._describe(self._behind(at))}"
         )
+
+    def _tell(self) -> None:
+        """Says whom a phase without the short limit waits for, once each time that limit has passed."""
+        at = self._at
+        waited = time.monotonic() - at.since
+        times = self._told[1] if self._told[0] == at.moves else 0
+        if at.limited or self._problem or waited < (times + 1) * self._config.timeout_seconds:
+            return
+        self._told = (at.moves, times + 1)
+        print(
+            f"note: {at.phase} for {waited:.0f} s; behind: {self._describe(self._behind(at))}; the run ends after "
+            f"{self._config.prepare_seconds:g} s (config.hosts.prepare_seconds)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _behind(self, at: _Place) -> list[int]:
+        """Whom this host waits for: at a meeting those that have not come, elsewhere those that have moved least."""
+        moves = {index: said["moves"] for index, said in self._said.items()} | {self._member.index: at.moves}
+        most = at.moves - 1 if at.waits else min(moves.values())
+        return [index for index in moves if moves[index] <= most] or [self._member.index]
 
     def _describe(self, indices: list[int]) -> str:
         def one(index: int) -> str:

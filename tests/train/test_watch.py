@@ -6,12 +6,13 @@ import threading
 
 import pytest
 
+from sslx.config import HostsConfig
 from sslx.train import hosts
 from sslx.train.rendezvous import Membership
 from sslx.train.watch import Watch
 
 MEMBER = Membership("127.0.0.1:1", 3, 0, names=("a", "b", "c"))
-TIMEOUT = 1.0
+CONFIG = HostsConfig(timeout_seconds=1.0, prepare_seconds=3.0)
 
 
 class FakeStore:
@@ -60,10 +61,41 @@ def ended(monkeypatch):
 
 @pytest.fixture
 def watch(store, ended):
-    watch = Watch(MEMBER, store, TIMEOUT)
+    watch = Watch(MEMBER, store, CONFIG)
     watch.start()
     yield watch
     watch.stop()
+
+
+def test_who_has_not_come_to_a_meeting_is_told_again_and_again_and_a_later_hang_ends(watch, store, ended, capsys):
+    watch.progress("preparing", limited=False)
+    watch.progress("the first step", 0)
+    store.others[2] |= {"moves": 3}  # it has come
+    with watch.waiting("waiting at the list of checkpoints"):
+        assert not ended.wait(2.5)  # longer than what may pass without a step
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2
+    for note in notes:
+        assert note.startswith("note: waiting at the list of checkpoints for ")
+        assert note.endswith(
+            "; behind: host 1 (b), last preparing; the run ends after 3 s (config.hosts.prepare_seconds)"
+        )
+    assert ended.wait(10)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: no progress for ")
+    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last preparing")
+
+
+def test_a_phase_that_may_take_long_ends_too(watch, store, ended, capsys):
+    store.others[1] |= {"moves": 1}
+    store.others[2] |= {"moves": 2}
+    watch.progress("preparing", limited=False)
+    watch.progress("compiling", 0, limited=False)
+    assert not ended.wait(2)
+    assert ended.wait(10)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: no progress for ")
+    assert error.endswith(" (config.hosts.prepare_seconds); behind: host 1 (b), last preparing")
 
 
 def test_a_silent_host_is_named(watch, store, ended, capsys):
@@ -98,7 +130,7 @@ def test_a_store_that_fails_for_the_whole_timeout_names_host_0(watch, store, end
 
 
 def test_a_meeting_bears_with_a_store_that_fails_once(watch, store, monkeypatch):
-    monkeypatch.setattr(hosts, "_joined", hosts._Joined(MEMBER, store, watch, TIMEOUT))
+    monkeypatch.setattr(hosts, "_joined", hosts._Joined(MEMBER, store, watch, CONFIG.timeout_seconds))
     for index in (1, 2):
         store.put(f"meeting/1/{index}", json.dumps({"what": "a test", "value": index}))
     store.failing = 1
