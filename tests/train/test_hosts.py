@@ -38,6 +38,22 @@ class WhilePreparing(MaskedLanguageModel):
         if jax.process_index() == 1:
             time.sleep(3600)
         return super().prepare(config, tokenizer)
+
+
+class WhileReading(MaskedLanguageModel):
+    @classmethod
+    def prepare(cls, config, tokenizer=None):
+        objective, data = super().prepare(config, tokenizer)
+        fetch, fetched = data.train.fetch, []
+
+        def stalling(row_ids):
+            fetched.append(row_ids)
+            if jax.process_index() == 1 and len(fetched) > 10:
+                time.sleep(3600)
+            return fetch(row_ids)
+
+        data.train.fetch = stalling
+        return objective, data
 """
 
 
@@ -181,6 +197,20 @@ def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path):
     hosts[1].signal(signal.SIGKILL)
     hosts[1].wait()
     assert any("host 1 (" in line and "cannot be heard" in line for line in errors(hosts[0])), hosts[0].stderr
+
+
+def test_a_host_whose_data_hang_is_told_by_name_while_its_heart_beats(cluster, tmp_path):
+    settings = {"pretext.name": "stalls:WhileReading", "hosts.timeout_seconds": 8.0}
+    hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **settings)
+    until(logged(tmp_path / "run", 2), *hosts)
+    hung = time.monotonic()
+    assert [host.wait() for host in hosts] == [1, 1]
+    assert time.monotonic() - hung < 8 + 30  # the timeout, and what a busy machine adds
+    for host in hosts:
+        error = errors(host)[0]
+        assert "no progress for" in error
+        assert "behind: host 1 (" in error
+        assert "host 0 (" not in error.partition("behind: ")[2]
 
 
 def test_hosts_that_wait_for_one_that_prepares_say_so_and_end_at_a_limit_of_its_own(cluster, tmp_path):

@@ -67,6 +67,24 @@ def watch(store, ended):
     watch.stop()
 
 
+def test_the_host_that_is_behind_is_named_when_nothing_moves(watch, store, ended, capsys):
+    store.others = {1: {"phase": "training", "step": 3, "moves": 3}, 2: {"phase": "training", "step": 5, "moves": 5}}
+    for step in range(1, 6):
+        watch.progress("training", step)
+    assert ended.wait(10)
+    assert ended.code == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: no progress for ")
+    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last training step 3")
+    assert json.loads(store.values["left/0"]) == {"reason": error.removeprefix("error: "), "code": 1}
+
+
+def test_a_host_that_moves_is_not_ended(watch, ended):
+    for step in range(20):
+        watch.progress("training", step)
+        assert not ended.wait(0.1)
+
+
 def test_who_has_not_come_to_a_meeting_is_told_again_and_again_and_a_later_hang_ends(watch, store, ended, capsys):
     watch.progress("preparing", limited=False)
     watch.progress("the first step", 0)
