@@ -46,10 +46,11 @@ class HostsConfig:
     index: int | None = None
     join_seconds: float = 300.0  # for all hosts to come
     timeout_seconds: float = 600.0  # for a host to be heard from, and for a step to be made
+    prepare_seconds: float = 3600.0  # for each phase that may take long: preparing, compiling, the last checkpoint, ...
 
     def __post_init__(self):
         choose(self.cluster, ("auto", "none", "tpu", "slurm", "mpi"), "config.hosts.cluster")
-        for name, least in {"join_seconds": 1, "timeout_seconds": 1, "count": 1}.items():
+        for name, least in {"join_seconds": 1, "timeout_seconds": 1, "prepare_seconds": 1, "count": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"config.hosts.{name} is {value}; expected at least {least}")

@@ -23,7 +23,7 @@ from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
-from sslx.train.hosts import agree, host_name, together
+from sslx.train.hosts import agree, host_name, progress, together
 from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
@@ -56,6 +56,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
     Raises:
       UserError: anything the user can mend.
     """
+    progress("preparing", limited=False)
     with together("preparing"):
         check(workdir)
         configure()

@@ -102,9 +102,10 @@ class Checkpoints:
         for candidate in candidates:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
             progress("restoring a checkpoint", candidate)
-            manager, state, kept, reason = self._open(), None, {}, ""
+            state, kept, reason = None, {}, ""
             try:
-                restored = manager.restore(candidate, args=args)
+                with _reader(ocp.CompositeCheckpointHandler()) as reader:
+                    restored = reader.restore(self._folder / str(candidate), args=args)
                 state, kept = restored["state"], restored["progress"]
             except Exception as error:
                 # Orbax, TensorStore and JSON each raise their own kinds on damaged files.
@@ -116,10 +117,9 @@ class Checkpoints:
             if reason:
                 damaged[candidate] = reason
                 say(f"checkpoint {candidate} cannot be read ({damaged[candidate]}); trying the one before it")
-                self.close()
                 continue
             if damaged:
-                self.close()
+                self.close()  # it would go on counting what is put aside
                 with together("putting damaged checkpoints aside"):
                     for broken in damaged if jax.process_index() == 0 else ():
                         _move_aside(self._folder / str(broken))
@@ -199,7 +199,7 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
         raise UserError(f"no checkpoint in {folder}; expected checkpoints/<step>/ of a run that has saved")
     path = folder / str(steps[-1] if step is None else step) / "state"
     try:
-        with ocp.PyTreeCheckpointer() as reader:
+        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(path).item_metadata.tree
             wanted = {"params": tree["params"], "state": tree.get("state") or {}}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -207,6 +207,16 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
             return reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True))
     except Exception as error:
         raise UserError(f"checkpoint {path.parent} cannot be read: {first_line(error)}") from None
+
+
+def _reader(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+    """Reads for this host alone.
+
+    Orbax otherwise ends each reading with a meeting of all hosts, where the others would wait for one that fails.
+    """
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _digest_of(state: TrainState) -> list[int]:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,9 +35,20 @@ from sslx.train.watch import Store, Watch
 class _Joined:
     """This process's part in the run."""
 
-    def __init__(self, member: Membership, store: Store, watch: Watch):
-        self.member, self.store, self.watch = member, store, watch
+    def __init__(self, member: Membership, store: Store, watch: Watch, timeout: float):
+        self.member, self.store, self.watch, self.timeout = member, store, watch, timeout
         self.meetings = 0
+
+    def ask(self, call: Callable[..., Any], *arguments: str) -> Any:
+        """What the store answers within the timeout: one failed call is no reason to end a run."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return call(*arguments)
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
 
 _joined: _Joined | None = None
@@ -76,7 +87,7 @@ def joined(config: HostsConfig) -> Iterator[None]:
         shutdown_timeout_seconds=30,
     )
     store = Store()
-    _joined = _Joined(member, store, Watch(member, store, config.timeout_seconds))
+    _joined = _Joined(member, store, Watch(member, store, config), config.timeout_seconds)
     _joined.watch.start()
     try:
         yield
@@ -131,7 +142,11 @@ def host_name(index: int) -> str:
 
 
 def progress(phase: str, step: int | None = None, *, limited: bool = True) -> None:
-    """Tells the watch that this host has moved on; ``limited`` phases must move again within the timeout."""
+    """Tells the watch that this host has moved on.
+
+    It must move again within ``config.hosts.timeout_seconds``, or, where the phase may take long and so is not
+    ``limited``, within ``config.hosts.prepare_seconds``.
+    """
     if _joined is not None:
         _joined.watch.progress(phase, step, limited=limited)
 
@@ -162,11 +177,11 @@ def _exchange(what: str, said: dict[str, Any], *, wait: bool = True) -> list[dic
     here = _joined
     here.meetings += 1
     place = f"meeting/{here.meetings}"
-    here.store.put(f"{place}/{here.member.index}", json.dumps({"what": what, **said}))
+    here.ask(here.store.put, f"{place}/{here.member.index}", json.dumps({"what": what, **said}))
     if not wait:
         return []
     with here.watch.waiting(f"waiting at {what}"):
-        while len(answers := here.store.under(place)) < here.member.count:
+        while len(answers := here.ask(here.store.under, place)) < here.member.count:
             time.sleep(0.05)
     found = [json.loads(answers[str(index)]) for index in range(here.member.count)]
     for index, answer in enumerate(found):

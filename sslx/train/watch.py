@@ -1,8 +1,9 @@
 """Who is alive and how far: each host writes a heartbeat with its progress and reads the others'.
 
-The store is that of jax's coordination service. A host that is silent for the timeout, or a run that does not move for
-it, ends this process with a line that names the host which holds it up; the main thread may hang in a collective and
-could not do it.
+The store is that of jax's coordination service. A host that is silent for ``timeout_seconds``, or a run that does not
+move for it, ends this process with a line that names the host which holds it up; the main thread may hang in a
+collective and could not do it. A phase that may take long has ``prepare_seconds`` instead, and a line on stderr each
+``timeout_seconds`` tells until then whom it waits for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
+from sslx.config import HostsConfig
 from sslx.errors import first_line
 from sslx.train.rendezvous import Membership
 
@@ -38,18 +41,31 @@ class Store:
         return {key.rpartition("/")[2]: value for key, value in found}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where this host is; replaced as a whole, since two threads look at it."""
+
+    phase: str
+    step: int | None = None
+    moves: int = 0  # all hosts go through the same phases and steps: who has made fewer moves is behind
+    limited: bool = False
+    waits: bool = False  # at a meeting
+    since: float = field(default_factory=time.monotonic)
+
+
 class Watch:
     """Writes this host's heartbeat, reads the others', and ends the process when a verdict is due."""
 
-    def __init__(self, member: Membership, store: Store, timeout: float):
-        self._member, self._store, self._timeout = member, store, timeout
-        self._period = min(max(timeout / 20, 0.2), 5.0)
-        now = time.monotonic()
-        self._beats = 0
-        self._at = {"phase": "starting", "step": None, "moves": 0}
-        self._limited, self._moved = False, now
-        self._heard = {index: (None, now) for index in range(member.count) if index != member.index}
-        self._state: dict[int, dict] = {}
+    def __init__(self, member: Membership, store: Store, config: HostsConfig):
+        self._member, self._store, self._config = member, store, config
+        self._period = min(max(config.timeout_seconds / 20, 0.2), 5.0)
+        self._at, self._beats = _Place("starting"), 0
+        self._told = (0, 0)  # at how many moves, how often
+        unheard = {"beat": 0, "phase": "not started", "step": None, "moves": -1}
+        self._said = dict.fromkeys(range(member.count), unheard)
+        # Seconds without a new beat of a host, while the store answered.
+        self._quiet = dict.fromkeys((index for index in range(member.count) if index != member.index), 0.0)
+        self._answered, self._problem = time.monotonic(), ""  # when the store last did, and what it has said since
         self._end = threading.Event()
         self._leaving, self._has_left = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -64,17 +80,16 @@ class Watch:
         self._thread.join(timeout=10)
 
     def progress(self, phase: str, step: int | None = None, *, limited: bool = True) -> None:
-        """This host has come to ``phase`` (and step); it must come further within the timeout if ``limited``."""
-        self._at = {"phase": phase, "step": step, "moves": self._at["moves"] + 1}
-        self._limited, self._moved = limited, time.monotonic()
+        """This host has come to ``phase`` (and step); ``limited`` says which of the two limits it has to move on."""
+        self._at = _Place(phase, step, self._at.moves + 1, limited)
 
     @contextlib.contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
         """This host waits for others, who are watched themselves; afterwards the phase before it goes on."""
-        before, limited = self._at, self._limited
-        self.progress(phase, before["step"], limited=False)
+        before = self._at
+        self._at = _Place(phase, before.step, before.moves + 1, waits=True)
         yield
-        self.progress(before["phase"], before["step"], limited=limited)
+        self._at = replace(before, moves=before.moves + 2, since=time.monotonic())
 
     def leave(self, reason: str, code: int) -> None:
         """Says why this host ends, and with which exit code the others should end too.
@@ -98,7 +113,7 @@ class Watch:
         deadline = time.monotonic() + 8 * self._period
         while time.monotonic() < deadline:
             _, verdict = self._left()
-            verdict = verdict or self._silent(4 * self._period)
+            verdict = verdict or self._lost(4 * self._period)
             if verdict:
                 return verdict
             time.sleep(self._period / 4)
@@ -106,29 +121,32 @@ class Watch:
 
     def _run(self) -> None:
         while not self._end.wait(self._period):
-            try:
-                self._beat()
-            except Exception as error:
-                # Host 0 is gone: jax aborts the process about now, and `hosts` explains it.
-                if self._end.wait(2 * self._period):
-                    return
-                self._finish(
-                    f"{self._member.name(0)}, which coordinates the hosts, does not answer: {first_line(error)}"
-                )
+            self._beat()
             code, verdict = self._left()
-            verdict = verdict or self._silent(self._timeout) or self._stuck()
+            verdict = verdict or self._lost(self._config.timeout_seconds) or self._stuck()
             if verdict:
                 self._finish(verdict, code)
+            else:
+                self._tell()
 
     def _beat(self) -> None:
+        """Writes and reads once; a failure is remembered and no more, since networks have their moments."""
         self._beats += 1
-        self._store.put(f"beat/{self._member.index}", json.dumps({"beat": self._beats, **self._at}))
+        here = {"beat": self._beats, "phase": self._at.phase, "step": self._at.step, "moves": self._at.moves}
+        try:
+            self._store.put(f"beat/{self._member.index}", json.dumps(here))
+            found = {int(index): json.loads(value) for index, value in self._store.under("beat").items()}
+        except Exception as error:
+            self._problem = first_line(error)
+            return
         now = time.monotonic()
-        for key, value in self._store.under("beat").items():
-            index, said = int(key), json.loads(value)
-            self._state[index] = said
-            if index in self._heard and said["beat"] != self._heard[index][0]:
-                self._heard[index] = (said["beat"], now)
+        # What could not be read proves nothing: a time without answers hardly counts.
+        seconds = min(now - self._answered, 2 * self._period)
+        for index in self._quiet:
+            heard = index in found and found[index]["beat"] != self._said[index]["beat"]
+            self._quiet[index] = 0.0 if heard else self._quiet[index] + seconds
+        self._answered, self._problem = now, ""
+        self._said |= found
 
     def _left(self) -> tuple[int, str]:
         """The exit code and the message that the first host which has left leaves behind, or 1 and ""."""
@@ -143,22 +161,48 @@ class Watch:
             return said["code"], f"{self._member.name(int(index))} has stopped: {said['reason']}"
         return 1, ""
 
-    def _silent(self, seconds: float) -> str:
-        now = time.monotonic()
-        silent = [index for index, (_, when) in self._heard.items() if now - when > seconds]
+    def _lost(self, seconds: float) -> str:
+        # Where host 0 has ended, jax mostly aborts the process before, and `hosts` explains it.
+        if time.monotonic() - self._answered > seconds:
+            return f"{self._member.name(0)}, which coordinates the hosts, does not answer: {self._problem}"
+        silent = [index for index, quiet in self._quiet.items() if quiet > seconds]
         return f"{self._describe(silent)}; cannot be heard any more" if silent else ""
 
     def _stuck(self) -> str:
-        waited = time.monotonic() - self._moved
-        if not self._limited or waited < self._timeout:
+        at = self._at
+        limit = "timeout_seconds" if at.limited else "prepare_seconds"
+        waited = time.monotonic() - at.since
+        if waited < getattr(self._config, limit) or self._problem:  # how far the others are is not known then
             return ""
-        least = min(self._state.values(), key=lambda said: said["moves"])["moves"]
-        behind = [index for index, said in self._state.items() if said["moves"] == least]
-        return f"no progress for {waited:.0f} s (config.hosts.timeout_seconds); behind: {self._describe(behind)}"
+        # A host that has fallen silent is the reason, though its own limit may end a moment later.
+        return self._lost(4 * self._period) or (
+            f"no progress for {waited:.0f} s (config.hosts.{limit}); behind: {self._describe(self._behind(at))}"
+        )
+
+    def _tell(self) -> None:
+        """Says whom a phase without the short limit waits for, once each time that limit has passed."""
+        at = self._at
+        waited = time.monotonic() - at.since
+        times = self._told[1] if self._told[0] == at.moves else 0
+        if at.limited or self._problem or waited < (times + 1) * self._config.timeout_seconds:
+            return
+        self._told = (at.moves, times + 1)
+        print(
+            f"note: {at.phase} for {waited:.0f} s; behind: {self._describe(self._behind(at))}; the run ends after "
+            f"{self._config.prepare_seconds:g} s (config.hosts.prepare_seconds)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _behind(self, at: _Place) -> list[int]:
+        """Whom this host waits for: at a meeting those that have not come, elsewhere those that have moved least."""
+        moves = {index: said["moves"] for index, said in self._said.items()} | {self._member.index: at.moves}
+        most = at.moves - 1 if at.waits else min(moves.values())
+        return [index for index in moves if moves[index] <= most] or [self._member.index]
 
     def _describe(self, indices: list[int]) -> str:
         def one(index: int) -> str:
-            said = self._state.get(index, {"phase": "not started", "step": None})
+            said = self._said[index]
             step = "" if said["step"] is None else f" step {said['step']}"
             return f"{self._member.name(index)}, last {said['phase']}{step}"
 

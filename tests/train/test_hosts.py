@@ -24,6 +24,38 @@ from sslx.train import rendezvous
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.metrics import read_metrics
 
+STALLS = """
+import time
+
+import jax
+
+from sslx.pretext.mlm import MaskedLanguageModel
+
+
+class WhilePreparing(MaskedLanguageModel):
+    @classmethod
+    def prepare(cls, config, tokenizer=None):
+        if jax.process_index() == 1:
+            time.sleep(3600)
+        return super().prepare(config, tokenizer)
+
+
+class WhileReading(MaskedLanguageModel):
+    @classmethod
+    def prepare(cls, config, tokenizer=None):
+        objective, data = super().prepare(config, tokenizer)
+        fetch, fetched = data.train.fetch, []
+
+        def stalling(row_ids):
+            fetched.append(row_ids)
+            if jax.process_index() == 1 and len(fetched) > 10:
+                time.sleep(3600)
+            return fetch(row_ids)
+
+        data.train.fetch = stalling
+        return objective, data
+"""
+
 
 class Cluster:
     """Starts the hosts of runs; ``folder`` is where they start."""
@@ -64,7 +96,9 @@ def errors(host):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, entries, write_tiny_config):
-    return Cluster(tmp_path_factory.mktemp("hosts"), entries, write_tiny_config)
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "stalls.py").write_text(STALLS)  # objectives that make host 1 hang while it goes on beating
+    return Cluster(folder, entries, write_tiny_config)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +199,33 @@ def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path):
     assert any("host 1 (" in line and "cannot be heard" in line for line in errors(hosts[0])), hosts[0].stderr
 
 
+def test_a_host_whose_data_hang_is_told_by_name_while_its_heart_beats(cluster, tmp_path):
+    settings = {"pretext.name": "stalls:WhileReading", "hosts.timeout_seconds": 8.0}
+    hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **settings)
+    until(logged(tmp_path / "run", 2), *hosts)
+    hung = time.monotonic()
+    assert [host.wait() for host in hosts] == [1, 1]
+    assert time.monotonic() - hung < 8 + 30  # the timeout, and what a busy machine adds
+    for host in hosts:
+        error = errors(host)[0]
+        assert "no progress for" in error
+        assert "behind: host 1 (" in error
+        assert "host 0 (" not in error.partition("behind: ")[2]
+
+
+def test_hosts_that_wait_for_one_that_prepares_say_so_and_end_at_a_limit_of_its_own(cluster, tmp_path):
+    limits = {"hosts.timeout_seconds": 4.0, "hosts.prepare_seconds": 20.0}
+    hosts = cluster.start(tmp_path / "run", 2, 1, **limits, **{"pretext.name": "stalls:WhilePreparing"})
+    assert [host.wait() for host in hosts] == [1, 1]
+    notes = [line for line in hosts[0].stderr.splitlines() if line.startswith("note: waiting at preparing for ")]
+    assert notes
+    for note in notes:
+        assert "; behind: host 1 (" in note
+        assert note.endswith(", last preparing; the run ends after 20 s (config.hosts.prepare_seconds)")
+    for host in hosts:
+        assert "(config.hosts.prepare_seconds); behind: host 1 (" in errors(host)[0]
+
+
 def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone, tmp_path):
     run = tmp_path / "run"
     hosts = cluster.start(run, 2, 4, steps=4000, **{"optimizer.schedule_steps": 8})
@@ -178,6 +239,23 @@ def test_a_signal_to_any_host_saves_on_all_and_fewer_hosts_go_on(cluster, alone,
     assert sorted(ours) == list(range(1, step + 3))
     for common in set(ours) & set(theirs):
         np.testing.assert_allclose(ours[common], theirs[common], rtol=1e-4)
+
+
+def test_a_checkpoint_that_one_host_cannot_read_is_put_aside_by_all(cluster, tmp_path):
+    run = tmp_path / "run"
+    settings = {"mesh.fsdp": 2, "checkpoint.every_steps": 2, "hosts.timeout_seconds": 30.0}
+    settings["optimizer.schedule_steps"] = 8
+    cluster.finish(cluster.start(run, 2, 1, steps=4, **settings))
+    unharmed = losses(run)
+    for part in (run / "checkpoints" / "4" / "state" / "ocdbt.process_1" / "d").iterdir():
+        part.write_bytes(bytes(part.stat().st_size))  # what host 1 reads, and host 0 does not
+    hosts = cluster.finish(cluster.start(run, 2, 1, steps=6, **settings))
+    assert "checkpoint 4 cannot be read" in hosts[0].stdout
+    assert "resumed at step 2 of 6" in hosts[0].stdout
+    assert (run / "checkpoints" / "4.damaged").is_dir()
+    assert saved_steps(run / "checkpoints") == [4, 6]
+    resumed = losses(run)
+    assert {step: resumed[step] for step in unharmed} == unharmed
 
 
 def test_what_is_wrong_on_one_host_ends_all_with_its_message(cluster, tmp_path):
@@ -243,6 +321,7 @@ def test_a_host_that_never_joins_is_named(cluster, tmp_path):
         ({"coordinator": "node1:8476"}, "without config.hosts.count; expected all three"),
         ({"coordinator": "node1:8476", "count": 2}, "without config.hosts.index; expected all three"),
         ({"timeout_seconds": -3.0}, "config.hosts.timeout_seconds is -3.0; expected at least 1"),
+        ({"prepare_seconds": 0.0}, "config.hosts.prepare_seconds is 0.0; expected at least 1"),
         ({"count": 2}, "config.hosts.count is given without config.hosts.coordinator"),
     ],
 )
