@@ -187,8 +187,8 @@ class SpanContext(Objective):
             y = normalised(y, batch["segment_ids"], self.pretext.target_norm)
             return jnp.take_along_axis(y, batch["picked"][..., None], axis=1)
 
-        embeddings = jax.lax.stop_gradient(params["encoder"]["embeddings"])
-        teacher = {"embeddings": embeddings, "transformer": state["teacher"]}
+        teacher = {"embeddings": params["encoder"]["embeddings"], "transformer": state["teacher"]}
+        teacher = jax.lax.stop_gradient(teacher)
         encoder = BertEncoder(self.model, self.vocabulary.size)
         layers = encoder.apply({"params": teacher}, batch, keep, method="each_layer")
         return jnp.mean(layers[-self.pretext.top_layers :], axis=0)
