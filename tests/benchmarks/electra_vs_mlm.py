@@ -38,13 +38,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def config_of(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
-    """The pretraining config of a method."""
+    """The pretraining config of a method: MLM's default with another pretext task."""
     name, changes = METHODS[method]
-    config = load_config(CONFIGS / f"{name}.py")
-    # What the two configs agree on by default is set here to MLM's, whatever becomes of their defaults.
-    like = load_config(CONFIGS / "bert_mlm.py")
+    config, other = load_config(CONFIGS / "bert_mlm.py"), load_config(CONFIGS / f"{name}.py")
     with config.unlocked():
-        config.update({part: like[part] for part in ("data", "model", "optimizer", "batch_size")})
+        config.pretext = other.pretext
         config.update_from_flattened_dict(changes | {"seed": seed, "steps": steps, "eval.examples": 0})
         _shorten(config, steps)
     return config
