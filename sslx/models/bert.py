@@ -164,3 +164,16 @@ class Pooler(nn.Module):
     def __call__(self, first: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
         config = self.config
         return jnp.tanh(Dense(config.width, ("embed", None), dtype=config.compute_dtype, name="dense")(first))
+
+
+class DiscriminatorHead(nn.Module):
+    """ELECTRA's head (arXiv 2003.10555): for each token, the logit of its having been replaced."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length"]:
+        config = self.config
+        x = Dense(config.width, ("embed", None), dtype=config.compute_dtype, name="transform")(x)
+        x = activation(config.activation)(x)
+        return Dense(1, ("embed", None), dtype=config.compute_dtype, name="out")(x)[..., 0].astype(jnp.float32)
