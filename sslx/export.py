@@ -105,7 +105,7 @@ def _write_hf(
         encoder_only=encoder_only,
     )
     labels = None if encoder_only else getattr(objective, "label_names", None)
-    writing.write(form, folder, tokenizer, labels, words)
+    writing.write(form, folder, tokenizer, labels)
     count = sum(array.size for array in form.tensors.values())
     return form.class_name, {"parameters": f"{count:,}", "vocabulary": f"{words.size:,} tokens"}
 

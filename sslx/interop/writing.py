@@ -76,11 +76,13 @@ def published(
         getattr(model, "channels", 0),
     )
     config = kind.config_from(model, head, sizes) | ({"vocab_size": vocab_size} if vocab_size else {})
+    if kind.position_offset:
+        config["pad_token_id"] = pad_id  # even where the tokenizer has none, since positions depend on it
     if parts and head is None and not encoder_only:
         classes = "; ".join(f"{one.name} {' and '.join(one.parts) or 'the encoder alone'}" for one in kind.heads)
         raise UserError(
-            f"transformers has no class with the head that this run has ({', '.join(sorted(parts))}); its classes have: "
-            f"{classes or 'none'}. --encoder_only exports the encoder, --format=stablehlo all of it"
+            f"transformers has no class with the head that this run has ({', '.join(sorted(parts))}); its classes "
+            f"have: {classes or 'none'}. --encoder_only exports the encoder, --format=stablehlo all of it"
         )
     tensors = dict(to_theirs(kind.encoder, _flat(params["encoder"]), sizes))
     if head is None:
@@ -91,25 +93,21 @@ def published(
     return Published(kind.model_type, head.name if head else kind.base, config, tensors)
 
 
-def write(
-    form: Published, folder: Path, tokenizer: Any, label_names: tuple[str, ...] | None = None, vocab: Any = None
-) -> None:
-    """Writes ``config.json``, ``model.safetensors`` and the tokenizer's files into a folder.
+def write(form: Published, folder: Path, tokenizer: Any, label_names: tuple[str, ...] | None = None) -> None:
+    """Writes ``config.json``, ``model.safetensors`` and the tokenizer's files.
 
     Args:
       form: The model.
       folder: Where to; exists.
       tokenizer: Its tokenizer, or None.
       label_names: The classes of a classifier, in order.
-      vocab: The tokenizer's `Vocabulary`.
     """
     from transformers import AutoConfig
 
     values = dict(form.config)
     if tokenizer is not None:
-        # Where a tokenizer has no padding token, the vocabulary says what stands in.
-        values |= {"pad_token_id": tokenizer.pad_token_id if vocab is None else vocab.pad_id}
-        values |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        values = {name: getattr(tokenizer, name) for name in names} | values
     if label_names:
         values["id2label"] = dict(enumerate(label_names))
         values["label2id"] = {name: label for label, name in enumerate(label_names)}

@@ -8,6 +8,7 @@ Tiny models with random weights, biases and norms, in float32 without dropout. `
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 VOCABULARY, LENGTH, ROWS = 120, 24, 4
 SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
@@ -67,6 +69,13 @@ def inputs(model_type: str) -> dict[str, np.ndarray]:
     return given
 
 
+def saved(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The tensors of ``model.safetensors``, whose names are not always those of the parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
+
+
 def outputs(out: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Hidden states by layer, and logits by the name of their loss."""
     arrays = {f"hidden/{layer}": state.numpy() for layer, state in enumerate(out.hidden_states)}
@@ -84,7 +93,7 @@ def main() -> None:
             randomise(model)
             given = inputs(model.config.model_type)
             out = model(**{key: torch.tensor(array) for key, array in given.items()}, output_hidden_states=True)
-        weights = {f"weights/{key}": value.detach().numpy() for key, value in model.named_parameters()}
+        weights = {f"weights/{key}": array for key, array in saved(model).items()}
         arrays = weights | given | outputs(out)
         small = {key: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for key, a in arrays.items()}
         text = np.array(model.config.to_json_string())
