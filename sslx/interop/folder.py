@@ -48,9 +48,10 @@ class PublishedFolder:
         raw = json.loads((self._folder / "config.json").read_text(encoding="utf8"))
         self.architecture: Architecture = architecture(raw["model_type"], f"{folder}/config.json")
         self._theirs = _complete(self._folder, self._name)
-        self.model: dict[str, Any] = self.architecture.model_from(self._theirs, f"{folder}/config.json")
+        written = self.architecture.model_from(self._theirs, f"{folder}/config.json")
         model_class = load_class(self.architecture.model, MODELS, "model_type")
-        self._built = build(model_class, self.model, f"{folder}/config.json, as config.model")
+        self._built = build(model_class, written, f"{folder}/config.json, as config.model")
+        self.model: dict[str, Any] = dataclasses.asdict(self._built)
         rows = self._theirs.get("vocab_size")
         self.vocab_size = _tokens(self._folder, self._name, rows) if rows is not None else 0
 

@@ -32,29 +32,30 @@ def golden():
     return Golden
 
 
+def word_tokenizer(config: dict, size: int = 120) -> PreTrainedTokenizerFast:
+    """A tokenizer of made-up words whose special tokens have the ids that a model's config gives them."""
+    special = {"unk_token": 4, "mask_token": 3}
+    for role in ("pad", "bos", "eos"):
+        if config.get(f"{role}_token_id") is not None:
+            special[f"{role}_token"] = config[f"{role}_token_id"]
+    if config["model_type"] in ("bert", "electra"):
+        special |= {"cls_token": 1, "sep_token": 2}
+    words = {f"[{token}]" if token in special.values() else f"w{token}": token for token in range(size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[4]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{role: f"[{token}]" for role, token in special.items()}
+    )
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
-    """A tokenizer of made-up words whose special tokens have the ids that a model's config gives them."""
-
-    def make(config: dict, size: int = 120) -> PreTrainedTokenizerFast:
-        special = {"unk_token": 4, "mask_token": 3}
-        for role in ("pad", "bos", "eos"):
-            if config.get(f"{role}_token_id") is not None:
-                special[f"{role}_token"] = config[f"{role}_token_id"]
-        if config["model_type"] in ("bert", "electra"):
-            special |= {"cls_token": 1, "sep_token": 2}
-        words = {f"[{token}]" if token in special.values() else f"w{token}": token for token in range(size)}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[4]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, **{role: f"[{token}]" for role, token in special.items()}
-        )
-
-    return make
+    """Makes a `word_tokenizer`."""
+    return word_tokenizer
 
 
 @pytest.fixture
-def published(golden, make_tokenizer, tmp_path):
+def published(golden, tmp_path):
     """Writes a golden as transformers would: ``published("bert")``; some of it may be changed."""
 
     def write(name: str, *, weights: dict | None = None, tokens: int = 120, **config) -> Path:
@@ -66,7 +67,7 @@ def published(golden, make_tokenizer, tmp_path):
         arrays = recorded.weights if weights is None else weights
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
         if "vocab_size" in written:
-            make_tokenizer(recorded.config, tokens).save_pretrained(folder)
+            word_tokenizer(recorded.config, tokens).save_pretrained(folder)
         return folder
 
     return write

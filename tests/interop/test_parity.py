@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig
 
 from sslx.config import build, load_class
+from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder
 from sslx.interop.writing import published as published_form
 from sslx.interop.writing import write
@@ -113,3 +115,28 @@ def test_a_folder_without_a_head_has_the_same_encoder(name, golden, published, t
     _, _, bare = opened(published(name, weights=old))
     jax.tree.map(np.testing.assert_array_equal, bare["encoder"], whole["encoder"])
     assert set(bare) == {"encoder"}
+
+
+def test_heads_that_transformers_has_no_class_for(published):
+    _, model, params = opened(published("bert"))
+    parts = {"encoder": params["encoder"], "head": {"kernel": np.zeros((32, 2)), "bias": np.zeros(2)}}
+    with pytest.raises(UserError) as error:  # fine-tuned on the mean over tokens, without a pooler
+        published_form(model, parts, vocab_size=120, pad_id=0)
+    assert "no class with the head that this run has (head)" in str(error.value)
+    assert "BertForSequenceClassification pooler and head" in str(error.value)
+    parts |= {"pooler": params["pooler"]}
+    form = published_form(model, parts, vocab_size=120, pad_id=0)
+    assert form.class_name == "BertForSequenceClassification"
+    assert form.tensors["classifier.weight"].shape == (2, 32)
+    parts = {"encoder": params["encoder"], "mlm_head": params["mlm_head"]}
+    relu = dataclasses.replace(model, token_types=1, activation="relu")
+    with pytest.raises(UserError, match=r"no RobertaForMaskedLM with config.model.activation=relu \(expected gelu\)"):
+        published_form(relu, parts, vocab_size=120, pad_id=0)
+
+
+def test_an_electra_run_goes_out_as_its_discriminator(golden, published):
+    _, model, params = opened(published("electra"))
+    run = params | {"generator": {"transformer": {"kernel": np.zeros(3)}}}
+    form = published_form(model, run, vocab_size=120, pad_id=0)
+    assert form.class_name == "ElectraForPreTraining"
+    assert set(form.tensors) == set(golden("electra").weights)
