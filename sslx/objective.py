@@ -157,6 +157,10 @@ class Objective(abc.ABC):
         """Per-row arrays for ``score`` and ``show``, made on device from a batch that ``views`` has been through."""
         return {}
 
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch ..."] | None:
+        """What the head says of rows that have been through no ``views``, float32, for export; None: it has no head."""
+        return None
+
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics that do not add up over batches (F1, mAP, R@k), from ``predict`` of all held-out rows; on the host.
 

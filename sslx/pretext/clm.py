@@ -25,7 +25,7 @@ from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
 from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.models.gpt import GptConfig
-from sslx.models.layers import padded_vocabulary
+from sslx.models.layers import padded_vocabulary, tied_logits
 from sslx.models.losses import tied_cross_entropy
 from sslx.models.text import build_text_model, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables, row_keys
@@ -124,6 +124,11 @@ class CausalLanguageModel(Objective):
 
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return pooled(self.model.encoder(self.vocabulary.size).bind(variables), batch, "last", deterministic=True)
+
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length vocab"]:
+        encoder, size = self.model.encoder(self.vocabulary.size), self.vocabulary.size
+        x = encoder.apply({"params": params["encoder"]}, batch, deterministic=True)
+        return tied_logits(x, params["encoder"]["embeddings"]["word"], size)[..., :size]
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

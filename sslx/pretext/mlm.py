@@ -167,6 +167,11 @@ class MaskedLanguageModel(Objective):
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
 
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length vocab"]:
+        everywhere = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
+        logits, _ = self.module.apply({"params": params}, batch | {"picked": everywhere}, deterministic=True)
+        return logits[..., : self.vocabulary.size]
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         width, picked = self.model.width, picked_count(length, self.pretext.mask_ratio)

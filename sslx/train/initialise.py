@@ -1,4 +1,8 @@
-"""Starting from another run: its encoder's parameters take the place of the new run's, checked name by name."""
+"""Starting from another run or from published weights: their parameters take the place of the new run's.
+
+In: ``config.init``, a run's folder or one that transformers has written. Out: the architecture and the tokenizer that
+the new run takes over, and the parameters, checked name by name.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from flax import traverse_util
 
 from sslx.config import load_class
 from sslx.errors import UserError
+from sslx.interop.folder import PublishedFolder, is_published
 from sslx.objective import Objective
 from sslx.storage import check
 from sslx.train.checkpoint import read_variables
@@ -37,26 +42,58 @@ def objective_class(written: Mapping[str, Any]) -> type[Objective]:
     return load_class(written[part]["name"], table, f"config.{part}.name", Objective)
 
 
-def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """What a config takes from the run that ``config.init`` names (``RUN`` or ``scratch:RUN``).
+class RunFolder:
+    """A run as a start."""
 
-    Returns:
-      The config, for a downstream task with that run's architecture, and the folder of its tokenizer or None.
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        self.model, self.tokenizer = config["model"], folder / "tokenizer"
+        self._folder, self._config = folder, config
+
+    def params(self) -> dict[str, Any]:
+        """Parameters of the newest checkpoint as host arrays: ``encoder``, and the parts beside it.
+
+        Raises:
+          UserError: it has none, or it cannot be read.
+        """
+        variables = read_variables(self._folder)
+        encoder = objective_class(self._config).encoder(variables["params"], variables["state"])["params"]
+        return {**variables["params"], "encoder": encoder}
+
+
+def open_start(folder: Path) -> RunFolder | PublishedFolder:
+    """The folder that ``config.init`` names: where its model, tokenizer and parameters come from.
 
     Raises:
-      UserError: there is no such run (names the nearest), or its storage cannot be reached.
+      UserError: it is no run (names the nearest) and no folder of published weights that are supported.
+    """
+    config = read_config(folder)
+    return PublishedFolder(folder) if is_published(config) else RunFolder(folder, config)
+
+
+def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """What a config takes from the folder that ``config.init`` names (``FOLDER`` or ``scratch:FOLDER``).
+
+    Returns:
+      The config, with the architecture of what is there for a downstream task, or if these are published weights; and
+      the folder of its tokenizer, or None.
+
+    Raises:
+      UserError: there is nothing to start from (names the nearest), or its storage cannot be reached.
     """
     init = written.get("init", "")
     like = init.partition(":")[2] if from_scratch(init) else init
     if not like:
         return written, None
     check(like)
-    source = read_config(Path(like))
-    if "task" in written:
-        # What the parameters mean comes from the run; how they are computed with may be said anew.
+    start = open_start(Path(like))
+    published = isinstance(start, PublishedFolder)
+    if published and not from_scratch(init):
+        start.check()
+    if "task" in written or published:
+        # What the parameters mean comes from there; how they are computed with may be said anew.
         kept = {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
-        written = written | {"model": source["model"] | kept}
-    return written, Path(like) / "tokenizer"  # its embeddings mean nothing under another vocabulary
+        written = written | {"model": start.model | kept}
+    return written, start.tokenizer  # its embeddings mean nothing under another vocabulary
 
 
 def from_scratch(init: str) -> bool:
@@ -64,23 +101,26 @@ def from_scratch(init: str) -> bool:
     return not init or init == "scratch" or init.startswith("scratch:")
 
 
-def load_encoder(abstract_params: Mapping[str, Any], run: Path) -> tuple[dict[str, Any], list[str]]:
-    """The encoder of a run as host arrays, in the shape of the new run's ``params["encoder"]``.
+# Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
+PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head")
+
+
+def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The encoder of a run or of published weights, with pretrained heads, as host arrays in the new run's shapes.
 
     Args:
       abstract_params: The new run's parameters as ``ShapeDtypeStruct``.
-      run: The run to start from; its newest checkpoint is read.
+      folder: What to start from; of a run, its newest checkpoint is read.
 
     Returns:
-      ``{"encoder": ...}`` to put over fresh parameters, and a note on parameters that find no use.
+      ``{"encoder": ...}`` to put over fresh parameters, with those of the `PRETRAINED` parts that the new run has
+      too; and notes on parameters that find no use.
 
     Raises:
       UserError: no run there, or parameters are missing or of another shape; names each.
     """
-    objective = objective_class(read_config(run))
-    variables = read_variables(run)
-    found = objective.encoder(variables["params"], variables["state"])["params"]
-    found = traverse_util.flatten_dict(found, sep="/")
+    given = open_start(folder).params()
+    found = traverse_util.flatten_dict(given["encoder"], sep="/")
     wanted = traverse_util.flatten_dict(dict(abstract_params["encoder"]), sep="/")
     problems = []
     missing = sorted(set(wanted) - set(found))
@@ -94,11 +134,18 @@ def load_encoder(abstract_params: Mapping[str, Any], run: Path) -> tuple[dict[st
     if reshaped:
         problems.append(f"of another shape: {', '.join(reshaped)}")
     if problems:
-        raise UserError(f"config.init {str(run)!r} does not fit the model; {'; '.join(problems)}")
+        raise UserError(f"config.init {str(folder)!r} does not fit the model; {'; '.join(problems)}")
     extra = sorted(set(found) - set(wanted))
-    notes = [f"config.init {run}: unused parameters {', '.join(extra)}"] if extra else []
+    notes = [f"config.init {folder}: unused parameters {', '.join(extra)}"] if extra else []
     encoder = {name: np.asarray(found[name], wanted[name].dtype) for name in wanted}
-    return {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}, notes
+    taken = {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}
+    for part in (part for part in PRETRAINED if part in given and part in abstract_params):
+        fresh = dict(abstract_params[part])
+        if jax.tree.map(np.shape, given[part]) == jax.tree.map(lambda leaf: leaf.shape, fresh):
+            taken[part] = jax.tree.map(lambda leaf, new: np.asarray(leaf, new.dtype), given[part], fresh)
+        else:
+            notes.append(f"config.init {folder}: {part} is of another shape there and starts anew")
+    return taken, notes
 
 
 def overlay(params: Any, given: Mapping[str, Any]) -> Any:

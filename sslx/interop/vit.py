@@ -1,0 +1,43 @@
+"""ViT (arXiv 2010.11929) in transformers: patches through a convolution, pre-LN blocks."""
+
+from sslx.interop.architecture import Architecture, dense, norm, one
+
+LAYERS, THEIRS = "transformer/layers", "vit.encoder.layer.{}"
+
+VIT = Architecture(
+    model_type="vit",
+    model="vit",
+    base="ViTModel",
+    prefix="vit",
+    encoder=(
+        *one("class_token", "vit.embeddings.cls_token", "batched"),
+        *one("position", "vit.embeddings.position_embeddings", "batched"),
+        *one("patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", "patches"),
+        *one("patches/bias", "vit.embeddings.patch_embeddings.projection.bias"),
+        *norm(f"{LAYERS}/attention_norm", f"{THEIRS}.layernorm_before"),
+        *dense(f"{LAYERS}/attention/query", f"{THEIRS}.attention.attention.query"),
+        *dense(f"{LAYERS}/attention/key", f"{THEIRS}.attention.attention.key"),
+        *dense(f"{LAYERS}/attention/value", f"{THEIRS}.attention.attention.value"),
+        *dense(f"{LAYERS}/attention/out", f"{THEIRS}.attention.output.dense"),
+        *norm(f"{LAYERS}/mlp_norm", f"{THEIRS}.layernorm_after"),
+        *dense(f"{LAYERS}/mlp/up", f"{THEIRS}.intermediate.dense"),
+        *dense(f"{LAYERS}/mlp/down", f"{THEIRS}.output.dense"),
+        *norm("transformer/final_norm", "vit.layernorm"),
+    ),
+    heads=(),
+    fields={
+        "hidden_size": "width",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "intermediate_size": "mlp_width",
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "num_channels": "channels",
+        "hidden_act": "activation",
+        "layer_norm_eps": "norm_eps",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    },
+    fixed_theirs={"qkv_bias": True},
+    fixed_ours=dict(norm_position="pre", norm="layernorm", glu=False, bias=True, qk_norm=False, positions="learned"),
+)

@@ -1,0 +1,109 @@
+"""What is wrong with a folder of published weights is one line that names it, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from etils.epath import Path
+from safetensors.numpy import save_file
+
+from sslx.errors import UserError
+from sslx.interop.folder import PublishedFolder
+from sslx.train.initialise import inherited, load_encoder
+
+WRITTEN = {"model": {"name": "bert", "dtype": "bfloat16", "remat": "full", "unroll": None, "layers": 9}}
+
+
+def refused(folder) -> str:
+    with pytest.raises(UserError) as error:
+        inherited(WRITTEN | {"pretext": {"name": "mlm"}, "init": str(folder)})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("part", ["pretext", "task"])
+def test_architecture_and_tokenizer_come_from_the_folder(published, part):
+    folder = published("electra")
+    for init in (str(folder), f"scratch:{folder}"):
+        written, tokenizer = inherited(WRITTEN | {part: {"name": "a"}, "init": init})
+        assert tokenizer == Path(folder)
+        model = written["model"]
+        assert (model["layers"], model["width"], model["embed_width"], model["max_length"]) == (2, 32, 16, 40)
+        assert (model["dtype"], model["remat"], model["unroll"]) == ("bfloat16", "full", None)
+        assert (model["norm_position"], model["positions"], model["norm_eps"]) == ("post", "learned", 1e-12)
+
+
+def test_robertas_positions_are_those_that_tokens_have(golden, published):
+    written, _ = inherited(WRITTEN | {"task": {}, "init": str(published("roberta"))})
+    assert (written["model"]["max_length"], written["model"]["token_types"]) == (38, 1)
+
+
+def test_missing_and_reshaped_tensors_are_named(golden, published):
+    weights = golden("gpt2").weights
+    del weights["transformer.h.1.ln_2.bias"]
+    weights["transformer.h.0.attn.c_attn.weight"] = np.zeros((32, 95), np.float32)
+    said = refused(published("gpt2", weights=weights))
+    assert "missing: transformer.h.1.ln_2.bias; of another shape: " in said
+    assert said.endswith("transformer.h.0.attn.c_attn.weight [32, 95] there, [32, 96] expected")
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding(published):
+    said = refused(published("bert", tokens=123))
+    assert "has 123 tokens and the embedding 120 rows" in said
+    assert said.endswith("without a row: w120, w121, w122")
+
+
+def test_what_sslx_does_not_compute(published):
+    assert "unknown model_type in " in (said := refused(published("bert", model_type="bart")))
+    assert "'bart'; did you mean 'bert'? (valid: bert, electra, gpt2, roberta, vit)" in said
+    for name, key, value in (
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("electra", "position_embedding_type", "relative_key"),
+        ("roberta", "hidden_act", "tanh"),
+    ):
+        assert f"{key}={value!r} (expected " in refused(published(name, **{key: value}))
+
+
+def test_files_that_are_not_there(published):
+    folder = published("bert")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "expected model.safetensors, or shards with" in (said := refused(folder))
+    assert said.endswith("there is pytorch_model.bin")
+    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    assert "model.safetensors cannot be read" in refused(folder)
+    (folder / "tokenizer.json").unlink()
+    assert "needs the files of its tokenizer" in refused(folder)
+
+
+def test_shards_are_the_one_file(golden, published):
+    folder, weights = published("bert"), golden("bert").weights
+    whole = PublishedFolder(Path(folder)).params()
+    names = sorted(weights)
+    shards = {f"model-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
+    for file, own in shards.items():
+        save_file({name: weights[name] for name in own}, folder / file)
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    sharded = PublishedFolder(Path(folder)).params()
+    np.testing.assert_equal(sharded, whole)
+    (folder / file).unlink()
+    assert f"lacks shards that its index names: {file}" in refused(folder)
+
+
+def test_heads_come_with_the_encoder_where_the_new_run_has_them(published):
+    folder = published("bert")
+    given = PublishedFolder(Path(folder)).params()
+    assert set(given) == {"encoder", "mlm_head", "pooler", "sentence_head"}
+
+    def like(tree):
+        return {name: like(leaf) if isinstance(leaf, dict) else np.empty_like(leaf) for name, leaf in tree.items()}
+
+    wanted = {part: like(given[part]) for part in ("encoder", "mlm_head", "pooler")} | {"head": {"bias": np.zeros(3)}}
+    wanted["pooler"]["dense"]["bias"] = np.zeros(33, np.float32)
+    taken, notes = load_encoder(wanted, folder)
+    assert set(taken) == {"encoder", "mlm_head"}
+    assert notes == [f"config.init {folder}: pooler is of another shape there and starts anew"]
+    np.testing.assert_equal(taken["mlm_head"], given["mlm_head"])

@@ -1,0 +1,142 @@
+"""Five architectures against Hugging Face's PyTorch: their weights compute here what they computed there, and go back.
+
+``tests/goldens/record_hf.py`` recorded ``*_tiny.npz``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils.epath import Path
+from safetensors.numpy import load_file
+from transformers import AutoConfig
+
+from sslx.config import build, load_class
+from sslx.errors import UserError
+from sslx.interop.folder import PublishedFolder
+from sslx.interop.writing import published as published_form
+from sslx.interop.writing import write
+from sslx.models import MODELS
+from sslx.models.bert import DiscriminatorHead, MaskedTokenHead
+from sslx.models.layers import tied_logits
+
+NAMES = ("bert", "roberta", "gpt2", "electra", "electra_generator", "vit")
+CLASSES = dict(
+    bert="BertForPreTraining",
+    roberta="RobertaForMaskedLM",
+    gpt2="GPT2LMHeadModel",
+    electra="ElectraForPreTraining",
+    electra_generator="ElectraForMaskedLM",
+    vit="ViTModel",
+)
+
+
+def opened(folder):
+    start = PublishedFolder(Path(folder))
+    start.check()
+    model = build(load_class(start.model["name"], MODELS, ""), start.model)
+    return start, model, start.params()
+
+
+def batch_of(arrays):
+    if "pixel_values" in arrays:
+        return {"image": arrays["pixel_values"].transpose(0, 2, 3, 1)}
+    mask = arrays["attention_mask"]
+    positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+    batch = {"tokens": arrays["input_ids"], "segment_ids": mask, "positions": positions}
+    return batch | ({"token_types": arrays["token_type_ids"]} if "token_type_ids" in arrays else {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_their_weights_compute_here_what_they_computed_there(name, golden, published):
+    arrays = golden(name).arrays
+    start, model, params = opened(published(name))
+    batch = batch_of(arrays)
+    size = start.vocab_size
+    encoder = model.encoder(size) if size else model.encoder()
+    real = arrays["attention_mask"] > 0 if size else np.ones((4, 17), bool)
+    x = jax.jit(lambda batch: encoder.apply({"params": params["encoder"]}, batch, deterministic=True))(batch)
+    expected = arrays.get("last", arrays["hidden/2"])
+    assert np.abs(expected).max() > 1
+    assert np.abs(np.asarray(x) - expected)[real].max() < 1e-4
+
+    table = None if name == "vit" else params["encoder"]["embeddings"]["word"]
+    logits = {}
+    if "mlm_head" in params:
+        head = MaskedTokenHead(model, size).apply({"params": params["mlm_head"]}, jnp.asarray(x), jnp.asarray(table))
+        logits["mlm_logits" if name == "bert" else "logits"] = head[..., :size]
+    if name == "gpt2":
+        logits["logits"] = tied_logits(x, jnp.asarray(table), size)[..., :size]
+    if name == "electra":
+        logits["logits"] = DiscriminatorHead(model).apply({"params": params["discriminator_head"]}, x)
+    assert bool(logits) == (name != "vit")
+    for key, found in logits.items():
+        assert np.abs(arrays[key]).max() > 0.5
+        assert np.abs(np.asarray(found) - arrays[key])[real].max() < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_came_in_goes_out_as_it_was(name, golden, published, make_tokenizer, tmp_path):
+    recorded, folder = golden(name), published(name)
+    start, model, params = opened(folder)
+    pad_id = recorded.config.get("pad_token_id", 0)
+    form = published_form(model, params, vocab_size=start.vocab_size, pad_id=pad_id)
+    assert form.class_name == CLASSES[name]
+    out = tmp_path / "out"
+    out.mkdir()
+    write(form, out, make_tokenizer(recorded.config) if start.vocab_size else None)
+    tensors = load_file(out / "model.safetensors")
+    assert set(tensors) == set(recorded.weights)
+    for key, array in recorded.weights.items():
+        assert tensors[key].dtype == np.float32
+        np.testing.assert_array_equal(tensors[key], array, err_msg=key)
+    assert set(json.loads((out / "config.json").read_text())) == set(recorded.config)
+    before, after = (AutoConfig.from_pretrained(where).to_dict() | {"_name_or_path": ""} for where in (folder, out))
+    assert before == after
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_folder_without_a_head_has_the_same_encoder(name, golden, published, tmp_path):
+    _, model, whole = opened(published(name))
+    form = published_form(model, whole, vocab_size=120, pad_id=0, encoder_only=True)
+    assert form.class_name == {"bert": "BertModel", "gpt2": "GPT2Model"}[name]
+    assert not any(key.startswith(("bert.", "transformer.", "cls.")) for key in form.tensors)
+    (tmp_path / "bare").mkdir()
+    # Names of old files: layer norms as in TensorFlow, and buffers that are no parameters.
+    old = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): array for key, array in form.tensors.items()}
+    old = {key.replace("LayerNorm.bias", "LayerNorm.beta"): array for key, array in old.items()}
+    old["h.0.attn.bias"] = np.ones((1, 1, 40, 40), np.float32)
+    (tmp_path / name).rename(tmp_path / "whole")
+    _, _, bare = opened(published(name, weights=old))
+    jax.tree.map(np.testing.assert_array_equal, bare["encoder"], whole["encoder"])
+    assert set(bare) == {"encoder"}
+
+
+def test_heads_that_transformers_has_no_class_for(published):
+    _, model, params = opened(published("bert"))
+    parts = {"encoder": params["encoder"], "head": {"kernel": np.zeros((32, 2)), "bias": np.zeros(2)}}
+    with pytest.raises(UserError) as error:  # fine-tuned on the mean over tokens, without a pooler
+        published_form(model, parts, vocab_size=120, pad_id=0)
+    assert "no class with the head that this run has (head)" in str(error.value)
+    assert "BertForSequenceClassification pooler and head" in str(error.value)
+    parts |= {"pooler": params["pooler"]}
+    form = published_form(model, parts, vocab_size=120, pad_id=0)
+    assert form.class_name == "BertForSequenceClassification"
+    assert form.tensors["classifier.weight"].shape == (2, 32)
+    parts = {"encoder": params["encoder"], "mlm_head": params["mlm_head"]}
+    relu = dataclasses.replace(model, token_types=1, activation="relu")
+    with pytest.raises(UserError, match=r"no RobertaForMaskedLM with config.model.activation=relu \(expected gelu\)"):
+        published_form(relu, parts, vocab_size=120, pad_id=0)
+
+
+def test_an_electra_run_goes_out_as_its_discriminator(golden, published):
+    _, model, params = opened(published("electra"))
+    run = params | {"generator": {"transformer": {"kernel": np.zeros(3)}}}
+    form = published_form(model, run, vocab_size=120, pad_id=0)
+    assert form.class_name == "ElectraForPreTraining"
+    assert set(form.tensors) == set(golden("electra").weights)

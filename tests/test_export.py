@@ -1,0 +1,177 @@
+"""Exporting runs: what is written is the run, loads again as a start, and is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from sslx import finetune, main
+from sslx.data.text import saved_tokenizer
+from sslx.errors import UserError
+from sslx.export import export
+from sslx.models.bert import MODERN
+from sslx.train.checkpoint import read_variables
+from sslx.train.initialise import load_encoder, objective_class
+from sslx.train.run_folder import read_config
+
+ORIGINAL = {
+    "model.norm_position": "post",
+    "model.positions": "learned",
+    "model.glu": False,
+    "model.bias": True,
+    "model.norm_eps": 1e-12,
+    "data.vocab_size": 500,  # of 512 rows
+    "steps": 2,
+    "optimizer.warmup_steps": 1,
+    "eval.batches": 1,
+}
+CLASSIFICATION = {"steps": 2, "optimizer.warmup_steps": 1, "task.pool": "first", "checkpoint.best_metric": "eval/loss"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config):
+    """A BERT of the original kind."""
+    run = tmp_path_factory.mktemp("runs") / "bert"
+    main.main(tiny_config("bert_mlm", ORIGINAL), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    folder = run.parent / "exported"
+    export(str(run), str(folder), "hf")
+    return folder
+
+
+def test_an_exported_run_has_its_weights_with_the_vocabulary_cut(run, exported):
+    params = read_variables(run)["params"]
+    tensors, config = load_file(exported / "model.safetensors"), json.loads((exported / "config.json").read_text())
+    tokenizer, words = saved_tokenizer(run)
+    assert config["architectures"] == ["BertForMaskedLM"]
+    assert (config["vocab_size"], config["pad_token_id"]) == (words.size, words.pad_id)
+    assert words.size < len(params["encoder"]["embeddings"]["word"])
+    np.testing.assert_array_equal(
+        tensors["bert.embeddings.word_embeddings.weight"], params["encoder"]["embeddings"]["word"][: words.size]
+    )
+    np.testing.assert_array_equal(tensors["cls.predictions.bias"], params["mlm_head"]["bias"][: words.size])
+    np.testing.assert_array_equal(
+        tensors["bert.encoder.layer.1.output.dense.weight"],
+        params["encoder"]["transformer"]["layers"]["mlp"]["down"]["kernel"][1].T,
+    )
+    text = "Returns the sum of two numbers."
+    assert AutoTokenizer.from_pretrained(exported)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_the_model_card_tells_data_steps_loss_and_command(run, exported):
+    card = (exported / "README.md").read_text()
+    (loss,) = {
+        f"{record['eval/loss']:.4f}"
+        for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if record["step"] == 2 and "eval/loss" in record
+    }
+    for told in (
+        "license: #",
+        "BertForMaskedLM",
+        read_config(run)["data"]["source"],
+        "2 of 16 rows",
+        f"| held-out loss | {loss} |",
+        f"python -m sslx.export --run={run} --format=hf --step=2",
+        '"mask_ratio": 0.15',
+    ):
+        assert told in card
+
+
+def test_training_goes_on_from_an_exported_folder(run, exported, tiny_config, tmp_path):
+    settings = ORIGINAL | {"model.layers": 1, "init": str(exported)}  # the folder's architecture counts
+    session = main.main(tiny_config("bert_mlm", settings), tmp_path / "run")
+    assert session.written["model"] == read_config(run)["model"]
+    params, notes = load_encoder(session.trainer.program.abstract.params, exported)
+    assert notes == []
+    # All that the run had, but for the rows that no token uses.
+    theirs, words = read_variables(run)["params"], saved_tokenizer(run)[1]
+    for tree in (theirs["encoder"]["embeddings"]["word"], theirs["mlm_head"]["bias"]):
+        tree[words.size :] = 0
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+
+
+def test_a_classifier_goes_out_with_its_labels(exported, tiny_config, tmp_path):
+    run = tmp_path / "classifier"
+    settings = CLASSIFICATION | {"init": str(exported)}
+    finetune.main(tiny_config("finetune/text_classification", settings), run)
+    export(str(run), str(tmp_path / "out"), "hf")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    labels = json.loads((run / "labels.json").read_text())
+    assert config.architectures == ["BertForSequenceClassification"]
+    assert [config.id2label[label] for label in range(len(labels))] == labels
+    tensors, params = load_file(tmp_path / "out" / "model.safetensors"), read_variables(run)["params"]
+    np.testing.assert_array_equal(tensors["classifier.weight"], params["head"]["kernel"].T)
+    np.testing.assert_array_equal(tensors["bert.pooler.dense.bias"], params["pooler"]["dense"]["bias"])
+    assert not any(name.startswith("cls.") for name in tensors)
+
+
+def test_stablehlo_computes_what_the_run_does_for_any_batch(run, tmp_path, packed_rows):
+    export(str(run), str(tmp_path / "out"), "stablehlo")
+    objective = objective_class(read_config(run)).restored(read_config(run), run)
+    variables = read_variables(run)
+    params, state = variables["params"], variables["state"]
+    loaded = {
+        name: jax_export.deserialize((tmp_path / "out" / f"{name}.stablehlo").read_bytes())
+        for name in ("features", "logits")
+    }
+    assert set(loaded["features"].platforms) == {"cpu", "cuda", "tpu"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer").vocab_size == objective.vocabulary.size
+    for rows in (1, 3):
+        batch = {name: packed_rows(rows, 32)[name] for name in ("tokens", "segment_ids", "positions")}
+        features = objective.encode(objective.encoder(params, state), batch)
+        logits = objective.logits(params, state, batch)
+        assert (features.shape, logits.shape) == ((rows, 32), (rows, 32, objective.vocabulary.size))
+        np.testing.assert_allclose(loaded["features"].call(batch), features, atol=1e-5)
+        np.testing.assert_allclose(loaded["logits"].call(batch), logits, atol=1e-5)
+
+
+def test_the_entry_writes_a_whole_folder_or_none(entries, run, exported, tmp_path):
+    ended = entries.run("export", f"--run={run}", "--format=hf", "--out=made/model", "--encoder_only", folder=tmp_path)
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "transformers.BertModel.from_pretrained('made/model')" in ended.stdout
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "made" / "model").iterdir()
+    }
+    before = sorted(path.name for path in (tmp_path / "made").iterdir())
+    cases = {
+        f"--run={run} --format=hf --out=made/model": "--out=made/model exists; give another, or remove it first",
+        f"--run={run} --format=hff --out=b": "unknown --format 'hff'; did you mean 'hf'?",
+        f"--run={run} --format=hf": "no --out given",
+        f"--run={run}x --format=hf --out=b": "no run in",
+        f"--run={exported} --format=hf --out=b": "is a folder of published weights and no run",
+        f"--run={run} --format=hf --out=b --step=1": "--step=1 is no checkpoint of",
+        f"--run={run} --format=stablehlo --out=b --encoder_only": "--encoder_only is for --format=hf",
+        f"--run={run} --format=hf --out=made/model/config.json/b": "is not a folder that can be written",
+    }
+    for arguments, expected in cases.items():
+        ended = entries.run("export", *arguments.split(), folder=tmp_path)
+        assert (ended.code, ended.stderr.count("\n")) == (2, 1), arguments
+        assert expected in ended.stderr
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_what_transformers_has_no_counterpart_of(run, tmp_path):
+    shutil.copytree(run, tmp_path / "modern")
+    config = read_config(run)
+    config["model"] |= MODERN
+    (tmp_path / "modern" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        export(str(tmp_path / "modern"), str(tmp_path / "out"), "hf")
+    said = str(error.value)
+    for key in ("norm_position=pre (expected post)", "positions=rope (expected learned)", "glu=True", "bias=False"):
+        assert f"config.model.{key}" in said
+    assert "configs/bert_mlm.py:base" in said
+    assert "--format=stablehlo exports any model" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["modern"]
