@@ -42,9 +42,10 @@ from sslx.scaling.family import Family, check_base, measure
 from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
-from sslx.scaling.runs import command, final_loss, run_rows
+from sslx.scaling.runs import job
 from sslx.session import run_config
 from sslx.storage import is_remote
+from sslx.sweep import own_flags_cut, run_jobs
 from sslx.train.console import Console
 
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
@@ -90,7 +91,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     failures, stopped = {}, ""
     if not FLAGS.report:
         _say_notes(study, console)
-        failures, stopped = run_rows(study.rows, workdir, shared_arguments(sys.argv[1:]), console)
+        shared = shared_arguments(sys.argv[1:])
+        failures, stopped = run_jobs([job(row, workdir, shared) for row in study.rows], workdir, console)
     if stopped:
         console.say(f"stopped on {stopped}; the same command goes on")
         return None
@@ -106,14 +108,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
 
 def shared_arguments(arguments: Sequence[str]) -> list[str]:
     """What the study hands on to its rows: everything but its own flags."""
-    kept, skip = [], False
-    for argument in arguments:
-        name, given, _ = argument.lstrip("-").partition("=")
-        own = argument.startswith("-") and name in (*VALUED, "list", "report", "nolist", "noreport")
-        if not skip and not own:
-            kept.append(argument)
-        skip = own and not given and name in VALUED  # the value of `--sizes 64,96` is an argument by itself
-    return kept
+    return own_flags_cut(arguments, VALUED, ("list", "report"))
 
 
 def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]]]:
@@ -141,11 +136,12 @@ def _become_row(study: Study, workdir: Path, index: int) -> None:
     if not 0 <= index < len(study.rows):
         raise UserError(f"no row {index}; the study has rows 0 to {len(study.rows) - 1}")
     row = study.rows[index]
-    if (loss := final_loss(workdir, row)) is not None:
-        print(f"row {index} {row.name} is finished: held-out loss {loss:.4f}")
+    itself = job(row, workdir, shared_arguments(sys.argv[1:]))
+    if result := itself.result():
+        print(f"row {index} {row.name} is finished: {result}")
         return
     print(f"row {index} {row.name}", flush=True)
-    arguments = command(row, workdir, shared_arguments(sys.argv[1:]))
+    arguments = itself.command(workdir)
     os.execv(arguments[0], arguments)
 
 

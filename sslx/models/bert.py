@@ -126,7 +126,9 @@ class BertEncoder(nn.Module):
           deterministic: No dropout.
         """
         tokens = batch["tokens"]
-        token_types = batch.get("token_types", jnp.zeros_like(tokens))
+        # A model of one type (RoBERTa) tells the texts of a pair apart by the separators between them alone.
+        typed = "token_types" in batch and self.config.token_types > 1
+        token_types = batch["token_types"] if typed else jnp.zeros_like(tokens)
         x = self.embeddings(tokens, token_types, batch["positions"], deterministic=deterministic)
         return self.transformer(x, batch["segment_ids"], batch["positions"], picked, deterministic=deterministic)
 
