@@ -7,6 +7,7 @@ finished is not run again; whoever makes the jobs says when one is. `study` and 
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sslx.errors import UserError
 from sslx.train.console import Console
 from sslx.train.run_folder import has_checkpoint
 from sslx.train.signals import StopRequest, stop_on_signals
 
 LOGS = "logs"  # what each job printed
+ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,39 @@ def run_jobs(jobs: Sequence[Job], workdir: Path, console: Console) -> tuple[dict
             elif result:
                 console.say(f"row {index} {job.name}: {result}, {time.monotonic() - begin:.0f} s")
     return failures, signal.Signals(request.number).name if request.number else ""
+
+
+def row_index(given: int | None) -> int | None:
+    """The one job that this process is to run: as given, else as a job array numbers it, else None.
+
+    Raises:
+      UserError: the array's variable is no number.
+    """
+    if given is not None:
+        return given
+    for name in ARRAY_INDICES:
+        if value := os.environ.get(name, ""):
+            if not value.isdecimal():
+                raise UserError(f"${name} is {value!r}; expected a row's number, or give --row")
+            return int(value)
+    return None
+
+
+def become(jobs: Sequence[Job], workdir: Path, index: int, what: str) -> None:
+    """Turns this process into one job's run, so that signals and the exit code are the run's own.
+
+    Raises:
+      UserError: there is no such job in ``what``.
+    """
+    if not 0 <= index < len(jobs):
+        raise UserError(f"no row {index}; {what} has rows 0 to {len(jobs) - 1}")
+    job = jobs[index]
+    if result := job.result():
+        print(f"row {index} {job.name} is finished: {result}")
+        return
+    print(f"row {index} {job.name}", flush=True)
+    arguments = job.command(workdir)
+    os.execv(arguments[0], arguments)
 
 
 def own_flags_cut(arguments: Sequence[str], valued: Sequence[str], switches: Sequence[str] = ()) -> list[str]:

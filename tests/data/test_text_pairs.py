@@ -170,7 +170,5 @@ def test_what_cannot_be_is_refused(sources, tmp_path):
     splits = {name: [{"text": f"t {i}", "label": label} for i in range(4)] for name, label in (("a", 1), ("test", -1))}
     write_tfds(tmp_path, "secret", features, splits)
     config = TextConfig("tfds:secret", train_split="a[:2]", eval_split="a[2:]", test_split="test", **here)
-    with pytest.raises(
-        UserError, match=r"split 'test' of tfds:secret has 4 records without a label \(-1\); evaluate on"
-    ):
+    with pytest.raises(UserError, match=r"split 'test' of tfds:secret has 4 records without a label \(-1\)"):
         prepare_text(config, layout="documents")
