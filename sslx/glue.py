@@ -103,11 +103,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | N
     if FLAGS.list:
         console.table(f"{len(rows)} rows", [{"row": str(i), "name": row.name} for i, row in enumerate(rows)])
         return None
+    index = None if FLAGS.report else row_index(FLAGS.row)
+    if not FLAGS.report:
+        _check_ready(tasks if index is None else [row.task for row in rows[index : index + 1]], written["data"])
     _check_same(workdir, {"init": FLAGS.init, "config": written}, write=not FLAGS.report)
     failures, stopped = {}, ""
     if not FLAGS.report:
-        index = row_index(FLAGS.row)
-        _check_ready(tasks if index is None else [row.task for row in rows[index : index + 1]], written["data"])
         if index is not None:
             become(jobs, workdir, index, "GLUE")
             return None
@@ -243,7 +244,7 @@ def _check_same(workdir: Path, document: dict[str, Any], *, write: bool) -> None
 
 
 def _show(found: dict[str, Any], tasks: Sequence[str], rates: int, workdir: Path, console: Console) -> None:
-    chosen = f", best of {rates} learning rates on these very rows" if rates > 1 else ""
+    chosen = f"; each the best of {rates} learning rates on these very sets" if rates > 1 else ""
     rows = []
     for name in (name for name in GLUE if name in tasks or name in found["tasks"]):
         scores = found["tasks"].get(name, {}).get("scores", {})
@@ -254,7 +255,8 @@ def _show(found: dict[str, Any], tasks: Sequence[str], rates: int, workdir: Path
         rows.append({"task": GLUE[name].title, "score": cell or "not finished"})
     mean, lacking = found["average"], [name for name in GLUE if name not in found["tasks"] and name != "wnli"]
     rows.append({"task": "average", "score": f"{mean:.1f}" if mean is not None else f"needs {', '.join(lacking)}"})
-    console.table(f"GLUE from {FLAGS.init}, validation sets (test labels are not public){chosen}", rows)
+    console.table(f"GLUE from {FLAGS.init}", rows)
+    console.say(f"scores: in percent, on the validation sets, since the test labels are not public{chosen}")
     console.say("average: BERT's nine columns (MNLI twice, F1 of MRPC and QQP, Spearman of STS-B, no WNLI)")
     console.say(f"written: {display(workdir)}/results.json")
 

@@ -44,7 +44,7 @@ def folder(tmp_path_factory, tiny_config):
         for name, rows in {"train": 24, "validation": 13, "test": 5}.items()
     }
     write_tfds(folder / "tfds", "glue/stsb", STSB, splits, "2.0.0")
-    written = tiny_config(changes={"eval.batches": 1, "steps": 2}).to_dict()
+    written = tiny_config(changes={"eval.batches": 1, "steps": 3}).to_dict()
     train(written, folder / "pretrained", part="pretext", tokenizer=None, title="test")
     return folder
 
@@ -74,7 +74,7 @@ def test_a_row_that_fails_loses_no_other(first, folder):
     assert code == 2
     assert error.startswith("error: 1 of 2 rows failed: stsb_0; the others are reported")
     assert error.count("\n") == 1
-    assert "row 1 mnli_0: matched " in said or "row 0 mnli_0: matched " in said
+    assert "row 1 mnli_0: matched " in said
 
 
 def test_the_same_command_runs_what_is_missing_and_tells_published_scores(again, folder):
@@ -84,7 +84,7 @@ def test_the_same_command_runs_what_is_missing_and_tells_published_scores(again,
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for part in ("STS-B", "pearson", "spearman", "MNLI", "matched", "mismatched", "needs cola, sst2, mrpc"):
         assert part in said
-    assert "test labels are not public" in said.replace("\n", " ")
+    assert "on the validation sets, since the test labels are not public\n" in said
     found = json.loads((folder / "out" / "results.json").read_text())
     assert (found["init"], found["split"], found["average"]) == ("pretrained", "validation", None)
     scores = found["tasks"]["mnli"]["scores"]
