@@ -3,6 +3,7 @@
 Command:   python -m sslx.finetune --config=configs/finetune/glue.py:rte --config.init=runs/base --workdir=runs/rte
 Argument:  cola (the default) sst2 mrpc stsb qqp mnli qnli rte wnli
 Data:      tfds:glue/TASK, prepared with: tfds build glue/TASK --file_format=array_record
+Causal:    a run of configs/gpt_clm.py needs --config.task.pool=last
 Recipe:    3 epochs of the published training set, batches of 32 rows of 128 tokens, AdamW at 2e-5 with a tenth of the
            steps as warm-up, then linear decay (arXiv 1810.04805, section 4.1, and its run_classifier.py); evaluated
            once, after the last step, so that nothing is selected on the validation set. The table of the tasks is

@@ -26,7 +26,7 @@ from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
-from sslx.models.text import TextModelConfig, build_text_model, pooled
+from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
 
 
@@ -122,6 +122,7 @@ class TextClassification(Objective):
                 "config.task.name=text_regression is for numbers"
             )
         model = build_text_model(config["model"], data_config.seq_len)
+        check_pool(model, task.pool)
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 

@@ -22,7 +22,7 @@ from sslx.config import build
 from sslx.data.rows import abstract_row
 from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
 from sslx.errors import UserError, choose
-from sslx.models.text import TextModelConfig, build_text_model, pooled
+from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
 from sslx.objective import Batch, Objective, Out, Report, Term, Variables
 from sslx.tasks.text_classification import TextClassifier
 
@@ -93,6 +93,7 @@ class TextRegression(Objective):
                 "config.task.name=text_classification is for classes"
             )
         model = build_text_model(config["model"], data_config.seq_len)
+        check_pool(model, task.pool)
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 

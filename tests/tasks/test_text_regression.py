@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from entries import REPOSITORY
 
+from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig
 from sslx.tasks.text_regression import TextRegression, TextRegressionConfig
+from sslx.train.initialise import objective_class
 from sslx.train.sharding import unbox
 
 MODEL = BertConfig(layers=1, width=32, heads=4, mlp_width=64, max_length=32, dropout=0.0, attention_dropout=0.0)
@@ -77,6 +80,19 @@ def test_a_model_of_one_token_type_takes_pairs_and_does_not_see_their_types(voca
     )
     assert np.isfinite(outputs).all()
     assert (np.abs(outputs - plain).max() > 1e-3) == differs
+
+
+@pytest.mark.parametrize("name", ["text_classification", "text_regression"])
+def test_the_first_token_of_a_causal_model_is_no_row(name):
+    written = load_config(REPOSITORY / "configs/gpt_clm.py").to_dict()
+    del written["pretext"]
+    written["data"]["label_type"] = {"text_classification": "class", "text_regression": "number"}[name]
+    for pool in ("last", "mean", "first"):
+        written["task"] = {"name": name, "pool": pool}
+        if pool != "first":
+            objective_class(written).abstract(written)
+    with pytest.raises(UserError, match=r"config.task.pool is 'first'.* expected last or mean"):
+        objective_class(written).abstract(written)
 
 
 def test_labels_of_the_other_kind_are_refused(tiny_config):
