@@ -46,6 +46,8 @@ def _report(session: Session, workdir: Path) -> None:
     restored = checkpoints.restore(trainer.program.abstract, step=best, say=say) if best is not None else None
     state = restored[0] if restored else session.trained.state
     rows, split = (session.data.test, "test") if session.data.test is not None else (session.data.eval, "eval")
+    if split == "eval":
+        say("note: no config.data.test_split, so the report is on the rows that were held out (eval)")
     with on_mesh(trainer.program.mesh):
         metrics, predictions = session.trained.evaluator(state.params, state.state, rows)
     report = session.objective.report(predictions)

@@ -26,7 +26,6 @@ resources), and a job whose index counts hosts and not rows (a JobSet of several
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,12 +41,11 @@ from sslx.scaling.family import Family, check_base, measure
 from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
-from sslx.scaling.runs import command, final_loss, run_rows
+from sslx.scaling.runs import job
 from sslx.session import run_config
 from sslx.storage import is_remote
+from sslx.sweep import become, own_flags_cut, row_index, run_jobs
 from sslx.train.console import Console
-
-ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 
 FLAGS = flags.FLAGS
 TEXTS = {"sizes": "", "budgets": "", "held_out": "", "predict": "", "parameters": "total", "rate_rule": "sqrt"}
@@ -77,10 +75,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     written = config.to_dict()
     written |= dataclasses.asdict(run_config(written, "pretext"))
     check_base(written["model"])
-    index = None if FLAGS.list or FLAGS.report else _row_index()
+    index = None if FLAGS.list or FLAGS.report else row_index(FLAGS.row)
     study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
+    shared = shared_arguments(sys.argv[1:])
+    jobs = [job(row, workdir, shared) for row in study.rows]
     if index is not None:
-        _become_row(study, workdir, index)
+        become(jobs, workdir, index, "the study")
         return None
     console = Console()
     if FLAGS.list:
@@ -90,7 +90,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     failures, stopped = {}, ""
     if not FLAGS.report:
         _say_notes(study, console)
-        failures, stopped = run_rows(study.rows, workdir, shared_arguments(sys.argv[1:]), console)
+        failures, stopped = run_jobs(jobs, workdir, console)
     if stopped:
         console.say(f"stopped on {stopped}; the same command goes on")
         return None
@@ -106,14 +106,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
 
 def shared_arguments(arguments: Sequence[str]) -> list[str]:
     """What the study hands on to its rows: everything but its own flags."""
-    kept, skip = [], False
-    for argument in arguments:
-        name, given, _ = argument.lstrip("-").partition("=")
-        own = argument.startswith("-") and name in (*VALUED, "list", "report", "nolist", "noreport")
-        if not skip and not own:
-            kept.append(argument)
-        skip = own and not given and name in VALUED  # the value of `--sizes 64,96` is an argument by itself
-    return kept
+    return own_flags_cut(arguments, VALUED, ("list", "report"))
 
 
 def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]]]:
@@ -123,30 +116,6 @@ def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]
         if budget.unit != "flops":
             raise UserError(f"--predict={budget} is no FLOP budget; expected one such as 1e15flops, or SIZE:BUDGET")
     return budgets, parse_points(",".join(part for part in parts if ":" in part), "predict")
-
-
-def _row_index() -> int | None:
-    if FLAGS.row is not None:
-        return FLAGS.row
-    for name in ARRAY_INDICES:
-        if value := os.environ.get(name, ""):
-            if not value.isdecimal():
-                raise UserError(f"${name} is {value!r}; expected a row's number, or give --row")
-            return int(value)
-    return None
-
-
-def _become_row(study: Study, workdir: Path, index: int) -> None:
-    """Turns this process into the row's run, so that signals and the exit code are the run's own."""
-    if not 0 <= index < len(study.rows):
-        raise UserError(f"no row {index}; the study has rows 0 to {len(study.rows) - 1}")
-    row = study.rows[index]
-    if (loss := final_loss(workdir, row)) is not None:
-        print(f"row {index} {row.name} is finished: held-out loss {loss:.4f}")
-        return
-    print(f"row {index} {row.name}", flush=True)
-    arguments = command(row, workdir, shared_arguments(sys.argv[1:]))
-    os.execv(arguments[0], arguments)
 
 
 def _say_notes(study: Study, console: Console) -> None:

@@ -13,8 +13,10 @@ import glob
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,13 @@ def decoded(data: bytes, where: str, offset: int = 0) -> str:
 
 
 class FileRecords:
-    """Documents of many files as one list; a few files are kept open at a time, so reading in order is fastest."""
+    """Documents of many files as one list; a few files are kept open at a time, so reading in order is fastest.
 
-    def __init__(self, paths: list[str], text_field: str, label_field: str):
+    ``text_fields`` are the fields of a record's texts by their names in what `read` gives: ``text`` and, for pairs,
+    ``pair``. Labels are class ids, or with ``numbers`` the values themselves; ``labelled`` tells whether there are any.
+    """
+
+    def __init__(self, paths: list[str], text_fields: Mapping[str, str], label_field: str, *, numbers: bool = False):
         sizes = {path: os.path.getsize(path) for path in paths}
         kind = {path: Path(path).suffix.lower() for path in paths}
         all_empty = not any(sizes.values())
@@ -82,7 +88,9 @@ class FileRecords:
             if not sizes[path] and (all_empty or kind[path] not in (".txt", ".jsonl")):
                 raise UserError(f"{path} is an empty file{_like_the_others(paths) if all_empty else ''}")
         self._paths = paths = [path for path in paths if sizes[path] or kind[path] == ".txt"]
-        self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], text_field))
+        fields = tuple(text_fields.values())
+        self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], fields))
+        self._names = tuple(text_fields)
         counts, labels = [], {}
         for number, path in enumerate(paths):
             reader = self._open(number)
@@ -97,6 +105,10 @@ class FileRecords:
             for path, label in labels.items():
                 if label is None:
                     raise UserError(f"{path} has no field {label_field!r} for labels, but other files of the source do")
+            if numbers:
+                flat = [_number(label, path, row) for path, file in labels.items() for row, label in enumerate(file)]
+                self._labels = np.array(flat, dtype=np.float32)
+                return
             flat = [label for file in labels.values() for label in file]
             names = sorted(set(flat))
             if all(name.lstrip("-").isdecimal() for name in names):
@@ -108,6 +120,10 @@ class FileRecords:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def labelled(self) -> bool:
+        return self._labels is not None
+
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{}] * len(ids)
         records = np.asarray(ids, dtype=np.int64)
@@ -118,8 +134,8 @@ class FileRecords:
                 texts = self._open(file).texts((records[places] - self._starts[file]).tolist())
             except OSError as error:
                 raise UserError(f"cannot read {self._paths[file]}: {error.strerror or error}") from error
-            for place, text in zip(places.tolist(), texts, strict=True):
-                rows[place] = {"text": text}
+            for place, found in zip(places.tolist(), texts, strict=True):
+                rows[place] = dict(zip(self._names, found, strict=True))
         if self._labels is not None:
             for row, label in zip(rows, self._labels[records].tolist(), strict=True):
                 row["label"] = label
@@ -141,6 +157,16 @@ class DocumentPart:
         return [{"text": part} for _ in ids]
 
 
+def _number(label: str, path: str, row: int) -> float:
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{path}, record {row}: label {label!r} is no number (config.data.label_type)")
+    return value
+
+
 def _like_the_others(paths: list[str]) -> str:
     return f", like the {len(paths) - 1} others" if paths[1:] else ""
 
@@ -148,22 +174,22 @@ def _like_the_others(paths: list[str]) -> str:
 class _TextFile:
     """A .txt file: one document."""
 
-    def __init__(self, path: str, text_field: str):
+    def __init__(self, path: str, fields: tuple[str, ...]):
         self._path = path
 
     def __len__(self) -> int:
         return 1
 
-    def texts(self, rows: list[int]) -> list[str]:
+    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
         text = decoded(Path(self._path).read_bytes(), self._path)
-        return [text] * len(rows)
+        return [(text,)] * len(rows)
 
 
 class _JsonLinesFile:
     """A .jsonl file: line positions in memory, the file itself mapped. Blank lines are no records."""
 
-    def __init__(self, path: str, text_field: str):
-        self._path, self._text_field = path, text_field
+    def __init__(self, path: str, fields: tuple[str, ...]):
+        self._path, self._fields = path, fields
         with open(path, "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         data = np.frombuffer(self._bytes, dtype=np.uint8)
@@ -177,8 +203,8 @@ class _JsonLinesFile:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def texts(self, rows: list[int]) -> list[str]:
-        return [self._text(row) for row in rows]
+    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
+        return [self._texts(row) for row in rows]
 
     def labels(self, label_field: str) -> list[str] | None:
         labels = [self._record(row).get(label_field) for row in range(len(self))]
@@ -187,13 +213,16 @@ class _JsonLinesFile:
             raise UserError(f"{self._where(missing)}: no field {label_field!r}, but other lines have it")
         return None if missing is not None else [str(label) for label in labels]
 
-    def _text(self, row: int) -> str:
+    def _texts(self, row: int) -> tuple[str, ...]:
         record = self._record(row)
-        if self._text_field not in record:
-            raise UserError(f"{self._where(row)}: no field {self._text_field!r}; {nearest(self._text_field, record)}")
-        text = "" if record[self._text_field] is None else record[self._text_field]
+        return tuple(self._text(record, field, row) for field in self._fields)
+
+    def _text(self, record: dict[str, Any], field: str, row: int) -> str:
+        if field not in record:
+            raise UserError(f"{self._where(row)}: no field {field!r}; {nearest(field, record)}")
+        text = "" if record[field] is None else record[field]
         if not isinstance(text, str):
-            raise UserError(f"{self._where(row)}: field {self._text_field!r} is not a string but {type(text).__name__}")
+            raise UserError(f"{self._where(row)}: field {field!r} is not a string but {type(text).__name__}")
         # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses.
         return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -217,46 +246,60 @@ class _JsonLinesFile:
 class _ParquetFile:
     """A .parquet file; the row group read last stays in memory."""
 
-    def __init__(self, path: str, text_field: str):
+    def __init__(self, path: str, fields: tuple[str, ...]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._path, self._text_field = path, text_field
+        self._path, self._fields = path, fields
         try:
             self._file = pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not a parquet file ({first_line(error)})") from error
-        choose(text_field, self._file.schema_arrow.names, f"field of {path}")
+        for field in fields:
+            choose(field, self._file.schema_arrow.names, f"field of {path}")
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._column = functools.lru_cache(maxsize=1)(lambda g: self._file.read_row_group(g, columns=[text_field])[0])
+        self._group = functools.lru_cache(maxsize=1)(lambda g: self._file.read_row_group(g, columns=list(fields)))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def texts(self, rows: list[int]) -> list[str]:
+    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
-        texts = []
-        for row, group in zip(rows, groups.tolist(), strict=True):
-            text = self._column(group)[row - int(self._starts[group])].as_py()
-            text = "" if text is None else text
-            if not isinstance(text, str):
-                raise UserError(f"{self._path}, row {row}: field {self._text_field!r} is not a string")
-            texts.append(text)
-        return texts
+        return [
+            tuple(self._text(row, group, field) for field in self._fields)
+            for row, group in zip(rows, groups.tolist(), strict=True)
+        ]
+
+    def labels(self, label_field: str) -> list[str] | None:
+        if label_field not in self._file.schema_arrow.names:
+            return None
+        labels = self._file.read(columns=[label_field])[label_field].to_pylist()
+        missing = next((row for row, label in enumerate(labels) if label is None), None)
+        if missing is not None:
+            raise UserError(f"{self._path}, row {missing}: field {label_field!r} is null")
+        return [str(label) for label in labels]
+
+    def _text(self, row: int, group: int, field: str) -> str:
+        text = self._group(group)[field][row - int(self._starts[group])].as_py()
+        text = "" if text is None else text
+        if not isinstance(text, str):
+            raise UserError(f"{self._path}, row {row}: field {field!r} is not a string")
+        return text
 
 
 class _CsvFile:
     """A .csv file with a header line, parsed whole: labelled sets are small."""
 
-    def __init__(self, path: str, text_field: str):
+    def __init__(self, path: str, fields: tuple[str, ...]):
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
         text = decoded(Path(path).read_bytes(), path)
         header = next(csv.reader(io.StringIO(text, newline="")), [])
-        choose(text_field, header, f"field of {path}")
+        for field in fields:
+            choose(field, header, f"field of {path}")
         parse = arrow_csv.ParseOptions(newlines_in_values=True)
         convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
         try:
@@ -265,13 +308,13 @@ class _CsvFile:
             )
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not CSV ({first_line(error)})") from error
-        self._text_field = text_field
+        self._fields = fields
 
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def texts(self, rows: list[int]) -> list[str]:
-        return self._table[self._text_field].take(rows).to_pylist()
+    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
+        return list(zip(*(self._table[field].take(rows).to_pylist() for field in self._fields), strict=True))
 
     def labels(self, label_field: str) -> list[str] | None:
         return self._table[label_field].to_pylist() if label_field in self._table.column_names else None

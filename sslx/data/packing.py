@@ -8,7 +8,7 @@ In: document offsets and a length. Out: a `Plan`, a few arrays; `rows` turns it 
   (Krell et al., arXiv 2107.02027), so the cost of choosing does not grow with the number of documents.
 - causal: every token and the end of every document is a target once. A document stands as ``[BOS] tokens`` with
   targets ``tokens [EOS]``, cut into pieces of at most ``seq_len``, which are packed in the same way.
-- documents: one document a row, cut at ``seq_len - 2``.
+- documents: one document a row, cut at ``seq_len - 2``; a pair of texts is cut where it is longer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ ROW_SEED = 4242
 class Plan:
     """Row ``r`` holds pieces ``row_offsets[r]:row_offsets[r + 1]``; each is a run of the corpus's tokens.
 
-    With ``sentence_label`` (int32, 0 = in order, 1 = random or swapped) rows are pairs ``[CLS] A [SEP] B [SEP]``, two
-    pieces each; with ``opens`` and ``closes`` (bool: whether a piece begins and ends its document) pieces are targets
+    With ``separators`` (how many stand between the two: 1 as in BERT, 2 as in RoBERTa) rows are pairs
+    ``[CLS] A [SEP] B [SEP]``, two pieces each, perhaps with a ``sentence_label`` (int32, 0 = in order, 1 = random or
+    swapped); with ``opens`` and ``closes`` (bool: whether a piece begins and ends its document) pieces are targets
     of a causal model, and ``piece_length`` counts a document's end too; otherwise every piece stands as
     ``[CLS] piece [SEP]``.
     """
@@ -35,6 +36,7 @@ class Plan:
     piece_start: Int64[np.ndarray, " pieces"] = field(repr=False)
     piece_length: Int32[np.ndarray, " pieces"] = field(repr=False)
     row_offsets: Int64[np.ndarray, " rows+1"] = field(repr=False)
+    separators: int = 0
     sentence_label: Int32[np.ndarray, " rows"] | None = field(default=None, repr=False)
     opens: Bool[np.ndarray, " pieces"] | None = field(default=None, repr=False)
     closes: Bool[np.ndarray, " pieces"] | None = field(default=None, repr=False)
@@ -46,7 +48,7 @@ class Plan:
     @property
     def fill_share(self) -> float:
         """The share of places that are not padding."""
-        specials = 2 * len(self.piece_start) if self.sentence_label is None else 3 * self.num_rows
+        specials = (2 + self.separators) * self.num_rows if self.separators else 2 * len(self.piece_start)
         specials = 0 if self.opens is not None else specials
         return float(self.piece_length.sum(dtype=np.int64) + specials) / (self.num_rows * self.seq_len)
 
@@ -109,6 +111,28 @@ def documents_plan(document_offsets: Int64[np.ndarray, " documents+1"], seq_len:
     """One document a row, in their order; what is beyond ``seq_len - 2`` tokens is left out."""
     length = np.minimum(np.diff(document_offsets), seq_len - 2).astype(np.int32)
     return Plan(seq_len, document_offsets[:-1], length, np.arange(len(document_offsets), dtype=np.int64))
+
+
+def text_pairs_plan(
+    document_offsets: Int64[np.ndarray, " documents+1"],
+    pair_lengths: Int64[np.ndarray, " documents"],
+    seq_len: int,
+    separators: int,
+) -> Plan:
+    """One pair of texts a row, in their order; of too long ones the longer text loses its end.
+
+    The lengths are those of Hugging Face's ``truncation="longest_first"``: if the shorter text has more than half of
+    the room, both get half of it, and the second one the odd token.
+    """
+    room = seq_len - 2 - separators
+    second = pair_lengths
+    first = np.diff(document_offsets) - second
+    a = np.where(first <= second, np.minimum(first, room // 2), room - np.minimum(second, room // 2))
+    fits = first + second <= room
+    length = np.stack([np.where(fits, first, a), np.where(fits, second, room - a)], axis=1)
+    start = np.stack([document_offsets[:-1], document_offsets[:-1] + first], axis=1)
+    rows = np.arange(len(document_offsets), dtype=np.int64)
+    return Plan(seq_len, start.ravel(), length.ravel().astype(np.int32), 2 * rows, separators)
 
 
 def pack_histogram(counts: Int[np.ndarray, " sizes"], capacity: int) -> list[tuple[int, tuple[int, ...]]]:

@@ -55,6 +55,7 @@ def pair_plan(
         np.load(folder / "piece_start.npy"),
         np.load(folder / "piece_length.npy"),
         2 * np.arange(len(np.load(folder / "sentence_label.npy", mmap_mode="r")) + 1, dtype=np.int64),
+        1,
         np.load(folder / "sentence_label.npy"),
     )
 

@@ -19,7 +19,7 @@ from sslx.data.tokens import TokenCorpus
 
 
 class TextRows:
-    """Random access to the rows of a plan. ``labels`` (int32[rows]) are the documents', where a row is a document."""
+    """Random access to the rows of a plan. ``labels`` are the documents', int32 or float32, where a row is one."""
 
     def __init__(self, corpus: TokenCorpus, plan: Plan, vocabulary: Vocabulary, labels: np.ndarray | None = None):
         self.corpus, self.plan, self._vocabulary, self._labels = corpus, plan, vocabulary, labels
@@ -39,25 +39,26 @@ class TextRows:
         """Reads rows.
 
         Returns:
-          int32 arrays. ``[n, seq_len]``: ``tokens`` (pad id where padded), ``segment_ids`` (1, 2, … per packed piece,
-          0 where padded) and ``positions`` (from 0 in each piece); for pairs (one segment, positions running through)
-          ``token_types`` too; for a causal plan ``targets``, the next token of each. ``[n]``: ``sentence_label`` for
-          pairs, ``label`` for labelled documents.
+          int32 arrays (a ``label`` may be float32). ``[n, seq_len]``: ``tokens`` (pad id where padded), ``segment_ids``
+          (1, 2, … per packed piece, 0 where padded) and ``positions`` (from 0 in each piece); for pairs (one segment,
+          positions running through) ``token_types`` too; for a causal plan ``targets``, the next token of each.
+          ``[n]``: ``sentence_label`` for sentence pairs, ``label`` for labelled documents and pairs of texts.
 
         Raises:
           IndexError: a row id is beyond the rows.
         """
-        plan, words, paired = self.plan, self._vocabulary, self.plan.sentence_label is not None
+        plan, words, paired = self.plan, self._vocabulary, self.plan.separators > 0
         causal = plan.opens is not None
         row_ids = np.asarray(row_ids, dtype=np.int64)
         shape, first = (len(row_ids), self.seq_len), plan.row_offsets[row_ids]
         per_row = plan.row_offsets[row_ids + 1] - first
 
-        # One entry a piece: where it starts in its row, and its length with [CLS] (the head) and [SEP]. Of a causal
-        # plan, places of the corpus are those of the targets, and tokens come from the place before.
+        # One entry a piece: where it starts in its row, and its length with what stands before it (the head: [CLS], or
+        # all separators of a pair but the first) and its [SEP]. Of a causal plan, places of the corpus are those of the
+        # targets, and tokens come from the place before.
         piece = flat_ranges(first, per_row)
         row, slot = np.repeat(np.arange(len(row_ids)), per_row), piece - np.repeat(first, per_row)
-        head = (slot == 0).astype(np.int64) if paired else np.ones_like(slot)
+        head = np.where(slot == 0, 1, plan.separators - 1) if paired else np.ones_like(slot)
         total = plan.piece_length[piece] + (0 if causal else head + 1)
         end = np.cumsum(total)
         begin = end - total
@@ -73,8 +74,10 @@ class TextRows:
             return self.corpus.tokens[np.clip(places, 0, len(self.corpus.tokens) - 1)].astype(np.int32)
 
         values = corpus_at(source)
-        values[begin[plan.opens[piece]] if causal else begin[head == 1]] = words.cls_id
-        if not causal:
+        if causal:
+            values[begin[plan.opens[piece]]] = words.cls_id
+        else:
+            values[begin[head > 0]] = np.where(paired & (slot[head > 0] > 0), words.sep_id, words.cls_id)
             values[end - 1] = words.sep_id
 
         def laid_out(entries: np.ndarray, padding: int = 0) -> np.ndarray:
@@ -87,7 +90,8 @@ class TextRows:
             batch["segment_ids"] = laid_out(np.ones_like(values))
             batch["positions"] = laid_out(flat + np.repeat(offset - begin, total))
             batch["token_types"] = laid_out(np.repeat(slot, total))
-            batch["sentence_label"] = plan.sentence_label[row_ids]
+            if plan.sentence_label is not None:
+                batch["sentence_label"] = plan.sentence_label[row_ids]
         else:
             batch["segment_ids"] = laid_out(np.repeat(slot + 1, total))
             batch["positions"] = laid_out(flat - np.repeat(begin, total))
@@ -100,15 +104,18 @@ class TextRows:
         return batch
 
 
-def abstract_row(seq_len: int, layout: str, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of one row as ``TextRows.fetch`` gives it, without the axis of rows."""
-    names = ["tokens", "segment_ids", "positions"] + (["token_types"] if layout in ("nsp", "sop") else [])
+def abstract_row(
+    seq_len: int, layout: str, *, label: type | None = None, paired: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one row as ``TextRows.fetch`` gives it, without the axis of rows; ``label`` is its type, if any."""
+    paired = paired or layout in ("nsp", "sop")
+    names = ["tokens", "segment_ids", "positions"] + (["token_types"] if paired else [])
     names += ["targets"] if layout == "causal" else []
     row = {name: jax.ShapeDtypeStruct((seq_len,), np.int32) for name in names}
     if layout in ("nsp", "sop"):
         row["sentence_label"] = jax.ShapeDtypeStruct((), np.int32)
-    if labelled:
-        row["label"] = jax.ShapeDtypeStruct((), np.int32)
+    if label is not None:
+        row["label"] = jax.ShapeDtypeStruct((), label)
     return row
 
 

@@ -1,7 +1,8 @@
 """Where documents come from: a TFDS dataset or files, opened as one random-access list of records.
 
-In: a source spec (``python_docs``, ``tfds:NAME[/CONFIG]``, ``text:GLOB``, ``csv:GLOB``, ``jsonl:GLOB``) and a split in
-TFDS slice syntax. Out: a `Source`, whose ``fingerprint`` names the content, so that what is made from it can be cached.
+In: a source spec (``python_docs``, ``tfds:NAME[/CONFIG]``, ``text:GLOB``, ``csv:GLOB``, ``jsonl:GLOB``,
+``parquet:GLOB``), the fields to read and a split in TFDS slice syntax. Out: a `Source`, whose ``fingerprint`` names the
+content, so that what is made from it can be cached.
 
 Files have one split, ``train``. Which documents a slice of it holds is decided in a fixed shuffled order, so that
 slices are random samples and complementary ones share nothing; within a slice documents stay in file order, which
@@ -21,20 +22,51 @@ import numpy as np
 
 from sslx.data.cache import hash_of
 from sslx.data.files import DocumentPart, FileRecords, content_of, decoded, matching_files
-from sslx.errors import UserError, first_line, nearest
+from sslx.errors import UserError, choose, first_line, nearest
 
-SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "csv": (".csv",), "jsonl": (".jsonl",)}
-SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", "text:GLOB", "csv:GLOB", "jsonl:GLOB", "rows:FOLDER")
+SUFFIXES = {
+    "text": (".txt", ".jsonl", ".parquet"),
+    "csv": (".csv",),
+    "jsonl": (".jsonl",),
+    "parquet": (".parquet",),
+}
+SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", *(f"{scheme}:GLOB" for scheme in SUFFIXES), "rows:FOLDER")
 SLICE_SEED = 20181011
 HELD_OUT_FROM = 0.9  # of a source that is one document
 
 
 class Records(Protocol):
-    """The records of one split before slicing: ``read(ids)`` gives ``{"text": str, "label": int}`` (label if any)."""
+    """The records of one split before slicing.
+
+    ``read(ids)`` gives ``{"text": str, "pair": str, "label": int or float}``; the pair and the label if there are any.
+    """
 
     def __len__(self) -> int: ...
 
     def read(self, ids: list[int]) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a record are read: its text, the second text of a pair ("" = none) and its label."""
+
+    text: str = "text"
+    pair: str = ""
+    label: str = "label"
+    label_type: str = "class"  # | number
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {"text": self.text} | ({"pair": self.pair} if self.pair else {})
+
+    @property
+    def numbers(self) -> bool:
+        return self.label_type == "number"
+
+    @property
+    def rare(self) -> list[str]:
+        """What a fingerprint says beyond text and label; nothing where nothing more is read."""
+        return [self.pair, self.label_type] if self.pair or self.numbers else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,37 +190,44 @@ def open_collection(
     spec: str,
     *,
     text_field: str = "text",
+    pair_field: str = "",
     label_field: str = "label",
+    label_type: str = "class",
     cache_dir: str | os.PathLike[str],
     tfds_dir: str | os.PathLike[str] | None = None,
 ) -> Collection:
     """Opens everything a spec names.
 
     Labels are optional, but a ``label_field`` that is not the default has to be there. ``text:`` has none. In files
-    they become ids by sorted order over the whole file set (numeric where all are integers), so that slices agree.
+    they become ids by sorted order over the whole file set (numeric where all are integers), so that slices agree; with
+    ``label_type="number"`` they stay the numbers they are.
 
     Raises:
       UserError: an unknown form, no matching or an empty or unreadable file, a missing field, a dataset not prepared.
     """
+    fields = Fields(text_field, pair_field, label_field, choose(label_type, ("class", "number"), "label type"))
     scheme, _, rest = spec.partition(":")
     if spec == "python_docs":
         from sslx.data import python_docs
 
         builder = python_docs.python_docs(cache_dir)
-        return _open_tfds(spec, builder, python_docs.fingerprint(), text_field, label_field)
+        return _open_tfds(spec, builder, python_docs.fingerprint(), fields)
     if scheme == "tfds" and rest:
-        return _open_tfds(spec, _prepared_builder(rest, tfds_dir), "", text_field, label_field)
+        return _open_tfds(spec, _prepared_builder(rest, tfds_dir), "", fields)
     if scheme == "rows" and rest:
         raise UserError(f"{spec} holds prepared rows and no documents; they are read as they are, by training alone")
     if scheme not in SUFFIXES or not rest:
         form = f"{scheme}:GLOB" if rest else spec
         raise UserError(f"unknown data source {spec!r}; {nearest(form, SPEC_FORMS)}")
     paths = matching_files(spec, rest, SUFFIXES[scheme])
-    records = FileRecords(paths, text_field, label_field if scheme != "text" else "")
-    if scheme != "text" and label_field != "label" and records.label_names is None:
+    if scheme == "text" and pair_field:
+        labelled = ", ".join(form for form in SPEC_FORMS if not form.startswith(("python_docs", "text", "rows")))
+        raise UserError(f"{spec} is read without labels, so pairs ({pair_field!r}) mean nothing; expected {labelled}")
+    records = FileRecords(paths, fields.texts, label_field if scheme != "text" else "", numbers=fields.numbers)
+    if scheme != "text" and label_field != "label" and not records.labelled:
         raise UserError(f"{paths[0]}: no field {label_field!r} for labels")
-    content = hash_of("files", text_field, label_field, content_of(paths))
     order = np.random.default_rng(SLICE_SEED).permutation(len(records))
+    content = hash_of("files", text_field, label_field, content_of(paths), *fields.rare)
     return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
 
 
@@ -209,32 +248,39 @@ def _prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any
         ) from error
 
 
-def _open_tfds(spec: str, builder: Any, content: str, text_field: str, label_field: str) -> Collection:
-    features = builder.info.features
-    if text_field not in features:
-        raise UserError(f"{spec} has no field {text_field!r}; {nearest(text_field, features)}")
+def _open_tfds(spec: str, builder: Any, content: str, fields: Fields) -> Collection:
+    features, label_field = builder.info.features, fields.label
+    for name in fields.texts.values():
+        if name not in features:
+            raise UserError(f"{spec} has no field {name!r}; {nearest(name, features)}")
     if label_field not in features and label_field != "label":
         raise UserError(f"{spec} has no field {label_field!r}; {nearest(label_field, features)}")
-    fields = {"text": text_field} | ({"label": label_field} if label_field in features else {})
+    # A float is no class, and pretraining on such records needs no label.
+    labelled = label_field in features and (fields.numbers or not _is_float(features[label_field]))
+    read = fields.texts | ({"label": label_field} if labelled else {})
     infos = builder.info.splits
     try:
-        splits = {name: TfdsRecords(spec, builder.as_data_source(split=name), fields) for name in infos}
+        splits = {name: TfdsRecords(spec, builder.as_data_source(split=name), read, fields.numbers) for name in infos}
     except (NotImplementedError, ValueError) as error:
         raise UserError(
             f"{spec} is stored as {builder.info.file_format.value}, which has no random access; prepare it with "
             f"tfds build {builder.name} --file_format=array_record"
         ) from error
-    names = getattr(features[label_field], "names", None) if "label" in fields else None
+    names = getattr(features[label_field], "names", None) if labelled and not fields.numbers else None
     described = {name: [i.num_examples, i.num_bytes, list(i.shard_lengths)] for name, i in infos.items()}
-    content = hash_of("tfds", builder.info.full_name, content, described, fields)
+    content = hash_of("tfds", builder.info.full_name, content, described, read, *fields.rare[1:])
     return Collection(spec, content, tuple(names) if names else None, splits, {})
+
+
+def _is_float(feature: Any) -> bool:
+    return isinstance(feature.np_dtype, np.dtype | type) and np.issubdtype(feature.np_dtype, np.floating)
 
 
 class TfdsRecords:
     """One TFDS split through its random-access data source."""
 
-    def __init__(self, spec: str, data_source: Any, fields: Mapping[str, str]):
-        self._spec, self._data_source, self._fields = spec, data_source, fields
+    def __init__(self, spec: str, data_source: Any, fields: Mapping[str, str], numbers: bool):
+        self._spec, self._data_source, self._fields, self._numbers = spec, data_source, fields, numbers
 
     def __len__(self) -> int:
         return len(self._data_source)
@@ -242,10 +288,13 @@ class TfdsRecords:
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows = []
         for record, example in zip(ids, self._data_source.__getitems__(ids), strict=True):
-            text = example[self._fields["text"]]
-            text = text if isinstance(text, str) else decoded(bytes(text), f"{self._spec}, record {record}")
-            row = {"text": text}
-            if "label" in self._fields:
-                row["label"] = int(example[self._fields["label"]])
+            row = {}
+            for name in self._fields:
+                value = example[self._fields[name]]
+                if name == "label":
+                    row[name] = float(value) if self._numbers else int(value)
+                else:
+                    where = f"{self._spec}, record {record}"
+                    row[name] = value if isinstance(value, str) else decoded(bytes(value), where)
             rows.append(row)
         return rows

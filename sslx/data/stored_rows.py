@@ -138,7 +138,7 @@ class StoredRows:
         """Reads rows.
 
         Returns:
-          int32 arrays, as `TextRows.fetch`.
+          Arrays as `TextRows.fetch` gives them.
 
         Raises:
           IndexError: a row id is beyond the rows.
@@ -159,11 +159,15 @@ class StoredRows:
         for block, (low, high) in zip(blocks, itertools.pairwise(bounds), strict=True):
             here = by_block[low:high]
             rows[here] = np.frombuffer(block, rows.dtype)[places[here]]
-        batch = {name: rows[name].astype(np.int32) for name in rows.dtype.names}
+        batch = {name: rows[name].astype(_wide(rows.dtype[name])) for name in rows.dtype.names}
         return batch | {DERIVED: positions_of(batch["segment_ids"])}
 
     def _place(self, number: int) -> Block:
         return self._meta.block(self._folder, self._role, number)
+
+
+def _wide(kind: np.dtype) -> type:
+    return np.float32 if kind.kind == "f" else np.int32
 
 
 class ReadAheadOrder:
@@ -312,6 +316,7 @@ def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Me
         "label": "<i4",
     }
     sample = prepared.train.fetch(np.zeros(1, np.int64))
+    small |= {name: "<f4" for name, values in sample.items() if values.dtype.kind == "f"}
     columns = tuple(Column(name, small[name], sample[name].shape[1:]) for name in sample if name != DERIVED)
     sets = {"train": prepared.train, "eval": prepared.eval, "test": prepared.test}
     row_bytes = np.dtype([tuple(column) for column in columns]).itemsize

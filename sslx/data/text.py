@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from sslx.data.cache import cache_folder, hash_of
-from sslx.data.packing import causal_plan, documents_plan, packed_plan
+from sslx.data.packing import causal_plan, documents_plan, packed_plan, text_pairs_plan
 from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
 from sslx.data.sources import Collection, Source, open_collection
@@ -39,12 +39,14 @@ ROWS = "rows:"
 class TextConfig:
     """``config.data`` of text experiments."""
 
-    source: str = "python_docs"  # or tfds:NAME[/CONFIG], text:GLOB, csv:GLOB, jsonl:GLOB, rows:FOLDER
+    source: str = "python_docs"  # or tfds:NAME[/CONFIG], text:GLOB, csv:, jsonl: or parquet:GLOB, rows:FOLDER
     train_split: str = "train"  # TFDS slices, also for files
     eval_split: str = "validation"
     test_split: str = ""  # "" = none
     text_field: str = "text"
+    pair_field: str = ""  # second text of a pair, for tasks on pairs; "" = none
     label_field: str = "label"
+    label_type: str = "class"  # | number
     tokenizer: str = "wordpiece"  # or bpe, char (trained on the training split), byte; or a folder or hub name
     vocab_size: int = 8192  # of a wordpiece or bpe tokenizer
     lowercase: bool = True  # by a wordpiece tokenizer
@@ -108,7 +110,7 @@ def prepare_text(
     Args:
       config: what to read and how to tokenise it.
       layout: ``packed``, sentence pairs (``nsp``, ``sop``), ``causal`` (packed, with the next token of each), or
-        ``documents`` (one a row, with labels if there are any).
+        ``documents`` (one a row, or one pair of texts, with labels if there are any).
       tokenizer_override: a folder or hub name that replaces ``config.tokenizer``: fine-tuning keeps its run's
         tokenizer.
       seed: draws the sentence pairs.
@@ -117,6 +119,10 @@ def prepare_text(
       UserError: whatever the source, the splits, the tokenizer or the cache do not allow.
     """
     choose(layout, get_args(Layout), "text layout")
+    if config.pair_field and layout != "documents":
+        raise UserError(
+            f"config.data.pair_field is {config.pair_field!r}; pretraining reads single texts, expected none"
+        )
     cache_dir = cache_folder(config.cache_dir)
     if config.source.startswith(ROWS) and config.source != ROWS:
         return _stored(config, layout, tokenizer_override, cache_dir)
@@ -126,6 +132,8 @@ def prepare_text(
     rows, statistics = {}, {}
     for role, source in sources.items():
         corpus = tokenize_corpus(source, tokenizer, cache_dir=cache_dir)
+        if layout == "documents":
+            _check_labels(corpus, source)
         rows[role] = _rows(corpus, words, config.seq_len, layout, seed, cache_dir)
         statistics |= {
             f"{role}_split": source.split,
@@ -219,7 +227,9 @@ def text_collection(config: TextConfig) -> Collection:
     collection = open_collection(
         config.source,
         text_field=config.text_field,
+        pair_field=config.pair_field,
         label_field=config.label_field,
+        label_type=choose(config.label_type, ("class", "number"), "config.data.label_type"),
         cache_dir=cache_folder(config.cache_dir),
         tfds_dir=config.tfds_dir or None,
     )
@@ -250,7 +260,20 @@ def _check_tokens(words: Vocabulary, layout: Layout, tokenizer: str) -> None:
         raise UserError(f"tokenizer {tokenizer} has no mask token; masked language modelling needs one")
 
 
+def _check_labels(corpus: TokenCorpus, source: Source) -> None:
+    """Refuses the -1 that stands for a class that is kept secret, as in the test sets of benchmarks."""
+    if source.label_names and corpus.labels is not None and (corpus.labels < 0).any():
+        hidden = int((corpus.labels < 0).sum())
+        raise UserError(
+            f"split {source.split!r} of {source.spec} has {hidden:,} records without a label (-1); "
+            "evaluate on a split that has labels, such as validation"
+        )
+
+
 def _rows(corpus: TokenCorpus, words: Vocabulary, seq_len: int, layout: Layout, seed: int, cache_dir: Path) -> TextRows:
+    if layout == "documents" and corpus.pair_lengths is not None:
+        plan = text_pairs_plan(corpus.document_offsets, corpus.pair_lengths, seq_len, words.pair_separators)
+        return TextRows(corpus, plan, words, corpus.labels)
     if layout == "documents":
         return TextRows(corpus, documents_plan(corpus.document_offsets, seq_len), words, corpus.labels)
     if layout == "causal":

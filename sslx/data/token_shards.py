@@ -14,6 +14,7 @@ A worker opens the source and the tokenizer by path: source and scratch folder a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -84,7 +85,7 @@ def encode_in_shards(
     records = builder.as_data_source(SPLIT)
     for number in range(len(records)):
         record = records[number]
-        yield Chunk(record["tokens"], record["sentence_lengths"], record["sentence_counts"], record.get("labels"))
+        yield Chunk(**{field.name: record.get(field.name) for field in dataclasses.fields(Chunk)})
     shutil.rmtree(scratch)
 
 
@@ -108,7 +109,8 @@ def write_shards(
         runner = RUNNERS[workers.runner]
         options = {"beam_runner": runner, "beam_options": _beam_options(runner, workers.options)}
     with _ahead(shards, 1 if workers.runner else workers.processes) as examples:
-        builder = TokenShards(examples, dtype, "label" in source[0], data_dir=str(folder), file_format="array_record")
+        sample = encode_chunk([source[0]], encoding_backend(tokenizer), np.dtype(dtype))
+        builder = TokenShards(examples, sample, data_dir=str(folder), file_format="array_record")
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS says what has been said above
                 builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**options))
@@ -142,31 +144,28 @@ class Shard:
             )
         for rows in chunk_ranges(self.start, self.stop):
             chunk = encode_chunk(source.__getitems__(rows), backend, np.dtype(self.dtype))
-            record = {
-                "tokens": chunk.tokens,
-                "sentence_lengths": chunk.sentence_lengths,
-                "sentence_counts": chunk.sentence_counts,
-            }
-            yield rows.start, record | ({} if chunk.labels is None else {"labels": chunk.labels})
+            yield rows.start, _columns(chunk)
+
+
+def _columns(chunk: Chunk) -> dict[str, np.ndarray]:
+    columns = {field.name: getattr(chunk, field.name) for field in dataclasses.fields(chunk)}
+    return {name: column for name, column in columns.items() if column is not None}
 
 
 class TokenShards(tfds.core.dataset_builder.ShardBasedBuilder, skip_registration=True):
-    """The dataset of the shards; ``examples`` has one function per shard."""
+    """The dataset of the shards; ``examples`` has one function per shard, and ``sample`` the columns they give."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # TFDS would look for a README, tags and checksums beside this file
 
-    def __init__(
-        self, examples: Sequence[Callable[[], Iterable[Example]]], dtype: type, labelled: bool, **options: Any
-    ):
-        self._examples, self._dtype, self._labelled = examples, dtype, labelled
+    def __init__(self, examples: Sequence[Callable[[], Iterable[Example]]], sample: Chunk, **options: Any):
+        self._examples, self._kinds = examples, {name: column.dtype for name, column in _columns(sample).items()}
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        kinds = {"tokens": self._dtype, "sentence_lengths": np.int64, "sentence_counts": np.int64}
-        kinds |= {"labels": np.int32} if self._labelled else {}
         features = {
-            name: tfds.features.Tensor(shape=(None,), dtype=kind, encoding="bytes") for name, kind in kinds.items()
+            name: tfds.features.Tensor(shape=(None,), dtype=kind.type, encoding="bytes")
+            for name, kind in self._kinds.items()
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 

@@ -46,7 +46,8 @@ class Vocabulary:
     ``size`` is the true size (largest id + 1; models pad it). Where a tokenizer has no padding token, ``pad_id`` is
     ``sep_id`` and only segment ids tell padding; where it has no unknown token, ``unk_id`` is ``pad_id``; where it has
     no mask token, ``mask_id`` is None. ``continuation[id]`` is 1 where the token continues a word (`##` pieces; without
-    Ġ or ▁ elsewhere).
+    Ġ or ▁ elsewhere). ``pair_separators`` of them stand between the texts of a pair: one as in BERT, two as in RoBERTa,
+    and one where the tokenizer itself puts none.
     """
 
     size: int
@@ -58,6 +59,7 @@ class Vocabulary:
     special_ids: tuple[int, ...]
     continuation: bytes
     fingerprint: str
+    pair_separators: int = 1
 
 
 def abstract_vocabulary(size: int) -> Vocabulary:
@@ -148,6 +150,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         special_ids=special_ids,
         continuation=bytes(token in continues for token in range(size)),
         fingerprint=hash_of(described, ids),
+        pair_separators=max(1, tokenizer("a", "a").input_ids.count(ids["sep/eos"]) - 1),
     )
 
 
@@ -244,6 +247,8 @@ def _training_texts(source: Source, chunk: int = 1000) -> Iterator[str]:
     for start in range(0, len(source), chunk * stride):
         for row in source.__getitems__(range(start, min(start + chunk * stride, len(source)), stride)):
             yield row["text"]
+            if "pair" in row:
+                yield row["pair"]
 
 
 # What each kind is trained by, from a source.

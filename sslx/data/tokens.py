@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
 from sslx.data.cache import hash_of, prepare_once
+from sslx.data.packing import flat_ranges
 from sslx.data.sources import Source
 from sslx.data.tokenizer import vocabulary
 from sslx.errors import UserError
@@ -47,17 +48,19 @@ _SENTENCE_GAP = re.compile(
 class TokenCorpus:
     """Documents laid end to end without special tokens; arrays are mapped from disk, read-only.
 
-    ``sentence_starts`` are places in ``tokens`` where a sentence or line starts; each document start is one.
+    ``sentence_starts`` are places in ``tokens`` where a sentence or line starts; each document start is one. A document
+    that is a pair of texts holds the first, then the second, whose length ``pair_lengths`` has.
     """
 
     tokens: Int[np.ndarray, " tokens"] = field(repr=False)  # uint16, or uint32 beyond 65,536 ids
     document_offsets: Int64[np.ndarray, " documents+1"] = field(repr=False)
     sentence_starts: Int64[np.ndarray, " sentences"] = field(repr=False)
-    labels: Int32[np.ndarray, " documents"] | None = field(repr=False)
+    labels: Int32[np.ndarray, " documents"] | Float32[np.ndarray, " documents"] | None = field(repr=False)
     label_names: tuple[str, ...] | None
     unigram_counts: Int64[np.ndarray, " vocab"] = field(repr=False)
     skipped_documents: int  # those without a single token
     fingerprint: str
+    pair_lengths: Int64[np.ndarray, " documents"] | None = field(default=None, repr=False)
 
     @property
     def num_documents(self) -> int:
@@ -71,7 +74,8 @@ class Chunk:
     tokens: Int[np.ndarray, " tokens"] = field(repr=False)
     sentence_lengths: Int64[np.ndarray, " sentences"] = field(repr=False)
     sentence_counts: Int64[np.ndarray, " documents"] = field(repr=False)  # at least one a document
-    labels: Int32[np.ndarray, " documents"] | None = field(repr=False)
+    pair_lengths: Int64[np.ndarray, " documents"] | None = field(repr=False)
+    labels: Int32[np.ndarray, " documents"] | Float32[np.ndarray, " documents"] | None = field(repr=False)
 
 
 # (source, the tokenizer as JSON, dtype of the tokens, folder for scratch files) -> its chunks in order.
@@ -122,6 +126,7 @@ def tokenize_corpus(
         tokens=np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"),
         document_offsets=np.load(folder / "document_offsets.npy"),
         sentence_starts=np.memmap(folder / "sentence_starts.bin", dtype=np.int64, mode="r"),
+        pair_lengths=np.load(folder / "pair_lengths.npy") if meta.get("paired") else None,
         labels=np.load(folder / "labels.npy") if meta["labelled"] else None,
         label_names=source.label_names,
         unigram_counts=np.load(folder / "unigram_counts.npy"),
@@ -134,7 +139,7 @@ def _write(
     source: Source, tokenizer: PreTrainedTokenizerFast, size: int, dtype: type, encoder: Encoder, folder: Path
 ) -> None:
     counts = np.zeros(size, np.int64)
-    lengths, labels, written = [], [], 0
+    lengths, pair_lengths, labels, written = [], [], [], 0
     with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "sentence_starts.bin", "wb") as starts_file:
         for chunk in encoder(source, tokenizer.backend_tokenizer.to_str(), dtype, folder):
             document_of_sentence = np.repeat(np.arange(len(chunk.sentence_counts)), chunk.sentence_counts)
@@ -144,6 +149,7 @@ def _write(
             tokens_file.write(chunk.tokens.tobytes())
             counts += np.bincount(chunk.tokens, minlength=size)
             lengths.append(document_lengths.astype(np.int64))
+            pair_lengths.append(chunk.pair_lengths)
             labels.append(chunk.labels)
             written += len(chunk.tokens)
     lengths = np.concatenate(lengths)
@@ -152,12 +158,15 @@ def _write(
         raise UserError(
             f"split {source.split!r} of {source.spec} has no document with a token in it ({len(kept)} empty)"
         )
-    labelled = labels[0] is not None
+    labelled, paired = labels[0] is not None, pair_lengths[0] is not None
     np.save(folder / "document_offsets.npy", np.concatenate([[0], np.cumsum(lengths[kept])]))
     np.save(folder / "unigram_counts.npy", counts)
     if labelled:
         np.save(folder / "labels.npy", np.concatenate(labels)[kept])
-    (folder / "meta.json").write_text(json.dumps({"labelled": labelled, "skipped_documents": int((~kept).sum())}))
+    if paired:
+        np.save(folder / "pair_lengths.npy", np.concatenate(pair_lengths)[kept])
+    meta = {"labelled": labelled, "paired": paired, "skipped_documents": int((~kept).sum())}
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def encoding_backend(tokenizer: str) -> Tokenizer:
@@ -178,14 +187,25 @@ def chunk_ranges(start: int, stop: int) -> list[range]:
 
 def encode_chunk(rows: list[dict[str, Any]], backend: Tokenizer, dtype: type) -> Chunk:
     """Tokenises the records of a source."""
+    paired = "pair" in rows[0]
     sentences = [split_sentences(row["text"]) for row in rows]
+    firsts = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    if paired:
+        sentences = [first + split_sentences(row["pair"]) for first, row in zip(sentences, rows, strict=True)]
     encodings = backend.encode_batch_fast(list(itertools.chain.from_iterable(sentences)), add_special_tokens=False)
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
     counts = np.fromiter(map(len, sentences), np.int64, len(sentences))
-    labels = np.array([row["label"] for row in rows], np.int32) if "label" in rows[0] else None
-    return Chunk(tokens, lengths, counts, labels)
+    pair_lengths = labels = None
+    if paired:
+        of_pair = flat_ranges(np.zeros_like(counts), counts) >= np.repeat(firsts, counts)
+        document = np.repeat(np.arange(len(rows)), counts)
+        pair_lengths = np.bincount(document, lengths * of_pair, len(rows)).astype(np.int64)
+    if "label" in rows[0]:
+        labels = np.array([row["label"] for row in rows])
+        labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32)
+    return Chunk(tokens, lengths, counts, pair_lengths, labels)
 
 
 def split_sentences(text: str) -> list[str]:

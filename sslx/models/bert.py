@@ -147,18 +147,21 @@ class BertEncoder(nn.Module):
           picked: Positions to compute; None: all.
           deterministic: No dropout.
         """
-        x = self.embeddings(*embedded(batch), deterministic=deterministic)
+        x = self.embeddings(*embedded(batch, self.config), deterministic=deterministic)
         return self.transformer(x, batch["segment_ids"], batch["positions"], picked, deterministic=deterministic)
 
     def each_layer(self, batch: dict[str, Any], keep: Callable[[Array], Array]) -> Shaped[Array, "layers ..."]:
         """What ``keep`` makes of each layer's MLP output ``[batch, length, width]``; no dropout."""
-        x = self.embeddings(*embedded(batch), deterministic=True)
+        x = self.embeddings(*embedded(batch, self.config), deterministic=True)
         return self.transformer.each_layer(x, batch["segment_ids"], batch["positions"], keep)
 
 
-def embedded(batch: dict[str, Any]) -> tuple[Int[Array, "batch length"], ...]:
-    """What is embedded of a batch: its tokens, token types (0 where it has none) and positions."""
-    return batch["tokens"], batch.get("token_types", jnp.zeros_like(batch["tokens"])), batch["positions"]
+def embedded(batch: dict[str, Any], config: BertConfig) -> tuple[Int[Array, "batch length"], ...]:
+    """What is embedded of a batch: its tokens, token types and positions."""
+    tokens = batch["tokens"]
+    # A model of one type (RoBERTa) tells the texts of a pair apart by the separators between them alone.
+    typed = "token_types" in batch and config.token_types > 1
+    return tokens, batch["token_types"] if typed else jnp.zeros_like(tokens), batch["positions"]
 
 
 class MaskedTokenHead(nn.Module):

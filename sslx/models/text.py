@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sslx.config import build, load_class
-from sslx.errors import choose
+from sslx.errors import UserError, choose
 from sslx.models import MODELS
 from sslx.models.bert import BertConfig
 from sslx.models.gpt import GptConfig
@@ -36,6 +36,18 @@ def build_text_model(
     model = build(load_class(name, MODELS, "config.model.name"), written, "config.model")
     model.check(seq_len)
     return model
+
+
+def check_pool(model: TextModelConfig, pool: str) -> None:
+    """Refuses to read a row off a token that has seen nothing of it.
+
+    Raises:
+      UserError: ``pool`` is ``first`` and the model is causal.
+    """
+    if pool == "first" and isinstance(model, GptConfig):
+        raise UserError(
+            "config.task.pool is 'first', but the first token of a causal model sees no other; expected last or mean"
+        )
 
 
 def pooled(

@@ -118,7 +118,7 @@ class ElectraForPretraining(nn.Module):
     def generate(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch picked padded_vocab"]:
         """The generator's logits at the picked positions of the masked rows."""
         embeddings = self.encoder.embeddings
-        x = embeddings.summed(*embedded(batch | {"tokens": batch["masked"]}), deterministic=deterministic)
+        x = embeddings.summed(*embedded(batch | {"tokens": batch["masked"]}, self.config), deterministic=deterministic)
         return self.generator(x, embeddings.word, batch, deterministic=deterministic)
 
     def discriminate(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch length"]:

@@ -1,6 +1,7 @@
 """Text classification: a pretrained encoder, pooled, and a linear head.
 
-In: one text a row with an int label. Out: one cross-entropy term. Macro-F1 is scored over all rows at once.
+In: one text or one pair of texts a row with an int label. Out: one cross-entropy term. Scored over all rows at once:
+macro-F1; Matthews correlation; and of two classes the F1 of the second, which GLUE calls F1 (arXiv 1804.07461).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
-from sklearn.metrics import classification_report, confusion_matrix, f1_score
+from sklearn.metrics import classification_report, confusion_matrix, f1_score, matthews_corrcoef
 
 from sslx.config import build
 from sslx.data.rows import abstract_row
@@ -25,7 +26,7 @@ from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
-from sslx.models.text import TextModelConfig, build_text_model, pooled
+from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
 
 
@@ -93,7 +94,7 @@ class TextClassification(Objective):
         data = prepare_text(data_config, layout="documents", tokenizer_override=tokenizer, seed=config["seed"])
         if not data.label_names:
             raise UserError(
-                f"config.data.source {data_config.source!r} has no labels; "
+                f"config.data.source {data_config.source!r} has no labels that are classes; "
                 f"expected a column {data_config.label_field!r} (config.data.label_field)"
             )
         return cls(task, model, data.vocabulary.size, data.label_names, data.tokenizer), data
@@ -101,7 +102,7 @@ class TextClassification(Objective):
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[TextClassification, dict[str, jax.ShapeDtypeStruct]]:
         task, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "documents", labelled=True)
+        row = abstract_row(data_config.seq_len, "documents", label=np.int32, paired=bool(data_config.pair_field))
         # How many classes there are, only the data knows; it matters to nothing but a small head.
         return cls(task, model, data_config.vocab_size, ("a", "b"), None), row
 
@@ -115,7 +116,13 @@ class TextClassification(Objective):
     def _built(config: Mapping[str, Any]) -> tuple[TextClassificationConfig, TextModelConfig, TextConfig]:
         task = build(TextClassificationConfig, config["task"], "config.task")
         data_config = build(TextConfig, config["data"], "config.data")
+        if data_config.label_type != "class":
+            raise UserError(
+                f"config.data.label_type is {data_config.label_type!r}; text_classification expects 'class', and "
+                "config.task.name=text_regression is for numbers"
+            )
         model = build_text_model(config["model"], data_config.seq_len)
+        check_pool(model, task.pool)
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 
@@ -162,7 +169,13 @@ class TextClassification(Objective):
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         labels, guesses = predictions["label"], np.argmax(predictions["logits"], axis=-1)
         present = np.unique(np.concatenate([labels, guesses]))
-        return {"macro_f1": float(f1_score(labels, guesses, labels=present, average="macro", zero_division=0))}
+        scores = {
+            "macro_f1": f1_score(labels, guesses, labels=present, average="macro", zero_division=0),
+            "matthews": matthews_corrcoef(labels, guesses) if len(present) > 1 else 0.0,
+        }
+        if len(self.label_names) == 2:
+            scores["f1"] = f1_score(labels, guesses, pos_label=1, zero_division=0)
+        return {name: float(score) for name, score in scores.items()}
 
     def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         return [

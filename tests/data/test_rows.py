@@ -42,7 +42,7 @@ def pairs_plan():
     rng = np.random.default_rng(2)
     lengths = rng.integers(1, 14, 80).astype(np.int32)
     starts = rng.integers(0, OFFSETS[-1] - 14, 80)
-    return Plan(32, starts, lengths, np.arange(0, 81, 2), rng.integers(0, 2, 40).astype(np.int32))
+    return Plan(32, starts, lengths, np.arange(0, 81, 2), 1, rng.integers(0, 2, 40).astype(np.int32))
 
 
 @pytest.mark.parametrize("plan", [packed_plan(OFFSETS, 32), documents_plan(OFFSETS, 32), pairs_plan()])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from tfds_folders import write_tfds
 
 from sslx.data.sources import open_collection, open_source
 from sslx.errors import UserError
@@ -36,22 +37,12 @@ def write_jsonl(path, records):
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
-    folder = root / "small_news" / "1.0.0"
-    folder.mkdir(parents=True)
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name="small_news", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="none"
-        ),
-        features=tfds.features.FeaturesDict(
-            {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
-        ),
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=8, file_format="array_record")
-    splits = {"train": 20, "test": 5}
-    writer.initialize_splits(list(splits))
-    for split, count in splits.items():
-        writer.add_examples({split: [{"text": f"{split} {i} é", "label": i % 2} for i in range(count)]})
-    writer.close_all()
+    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+    made = {
+        split: [{"text": f"{split} {i} é", "label": i % 2} for i in range(count)]
+        for split, count in {"train": 20, "test": 5}.items()
+    }
+    write_tfds(root, "small_news", features, made)
     return root
 
 

@@ -116,7 +116,9 @@ def test_samples_that_the_model_has_no_positions_for_are_refused(tiny_config):
         CausalLanguageModel.abstract(config.to_dict())
 
 
-def test_a_run_trains_with_muon_and_a_frozen_part_samples_resumes_and_is_fine_tuned(tmp_path, entries, write_tiny_config):
+def test_a_run_trains_with_muon_and_a_frozen_part_samples_resumes_and_is_fine_tuned(
+    tmp_path, entries, write_tiny_config
+):
     changes = {"data.tokenizer": "bpe", "eval.examples": 2, "pretext.sample_tokens": 8}
     changes |= {"optimizer.name": "muon", "optimizer.freeze": ("final_norm",)}
     write_tiny_config(tmp_path / "gpt.py", "gpt_clm", changes)

@@ -54,11 +54,29 @@ def test_scores_are_those_of_all_rows_at_once(vocabulary):
     predictions = {"label": labels, "logits": np.eye(3)[guesses], "tokens": np.zeros((6, 4), int)}
     objective = objective_with(vocabulary)
     found = objective.score(predictions)
-    # F1 = 2 hits / (true + guessed): 4/5, 2/4, 2/3.
-    assert found == {"macro_f1": pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)}
+    # F1 = 2 hits / (true + guessed): 4/5, 2/4, 2/3. Matthews (Gorodkin's R_K): covariances of the indicators.
+    true, guessed = np.eye(3)[labels], np.eye(3)[guesses]
+    covariance = lambda a, b: np.sum((a - a.mean(0)) * (b - b.mean(0)))  # noqa: E731
+    correlation = covariance(true, guessed) / np.sqrt(covariance(true, true) * covariance(guessed, guessed))
+    assert found == {
+        "macro_f1": pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3),
+        "matthews": pytest.approx(correlation),
+    }
     report = objective.report(predictions)
     assert report.values["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert report.values["labels"] == ["a", "b", "c"]
+
+
+def test_of_two_classes_f1_is_that_of_the_second_as_glue_has_it(vocabulary):
+    objective = TextClassification(TextClassificationConfig(), MODEL, vocabulary.size, ("no", "yes"), None)
+    labels, guesses = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0, 0, 0])
+    found = objective.score({"label": labels, "logits": np.eye(2)[guesses]})
+    tp, fp, fn, tn = 2, 1, 1, 4
+    assert found["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    expected = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert found["matthews"] == pytest.approx(expected)
+    same = {"label": np.ones(4, int), "logits": np.eye(2)[[1, 1, 1, 1]]}
+    assert objective.score(same) == {"macro_f1": 1.0, "matthews": 0.0, "f1": 1.0}
 
 
 @pytest.fixture(scope="module")

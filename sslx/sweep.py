@@ -1,0 +1,135 @@
+"""Runs many ordinary runs, one after the other: each is an entry in a process and a folder of its own.
+
+In: jobs, whose command lines are the entries' own. Out: run folders, and what ended each job that failed. A job that is
+finished is not run again; whoever makes the jobs says when one is. `study` and `glue` are built on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sslx.errors import UserError
+from sslx.train.console import Console
+from sslx.train.run_folder import has_checkpoint
+from sslx.train.signals import StopRequest, stop_on_signals
+
+LOGS = "logs"  # what each job printed
+ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    name: str  # its folder
+    arguments: tuple[str, ...]  # behind ``python -m``, without the folder
+    result: Callable[[], str]  # what came out, or "" where it is not finished
+    length: str  # said when it starts
+
+    def command(self, workdir: Path) -> list[str]:
+        """The whole command line."""
+        return [sys.executable, "-m", *self.arguments, f"--workdir={Path(workdir) / self.name}"]
+
+
+def run_jobs(jobs: Sequence[Job], workdir: Path, console: Console) -> tuple[dict[str, str], str]:
+    """Runs the jobs that are not finished; one that fails does not stop the others.
+
+    SIGTERM and Ctrl-C are handed to the job that is running, which saves.
+
+    Returns:
+      What ended each failed job, by its name, and the signal that stopped the sweep, or "".
+    """
+    failures = {}
+    with stop_on_signals() as request:
+        for index, job in enumerate(jobs):
+            if job.result() or request.number:
+                continue
+            goes_on = has_checkpoint(Path(workdir) / job.name)
+            console.say(f"row {index} {job.name}: {'goes on' if goes_on else 'starts'}, {job.length}")
+            log, begin = Path(workdir) / LOGS / f"{job.name}.txt", time.monotonic()
+            code = _run(job.command(workdir), log, request)
+            result = job.result()
+            if not result and not request.number:
+                failures[job.name] = _reason(code, log)
+                console.say(f"row {index} {job.name}: failed: {failures[job.name]} (all of it: {log})")
+            elif result:
+                console.say(f"row {index} {job.name}: {result}, {time.monotonic() - begin:.0f} s")
+    return failures, signal.Signals(request.number).name if request.number else ""
+
+
+def row_index(given: int | None) -> int | None:
+    """The one job that this process is to run: as given, else as a job array numbers it, else None.
+
+    Raises:
+      UserError: the array's variable is no number.
+    """
+    if given is not None:
+        return given
+    for name in ARRAY_INDICES:
+        if value := os.environ.get(name, ""):
+            if not value.isdecimal():
+                raise UserError(f"${name} is {value!r}; expected a row's number, or give --row")
+            return int(value)
+    return None
+
+
+def become(jobs: Sequence[Job], workdir: Path, index: int, what: str) -> None:
+    """Turns this process into one job's run, so that signals and the exit code are the run's own.
+
+    Raises:
+      UserError: there is no such job in ``what``.
+    """
+    if not 0 <= index < len(jobs):
+        raise UserError(f"no row {index}; {what} has rows 0 to {len(jobs) - 1}")
+    job = jobs[index]
+    if result := job.result():
+        print(f"row {index} {job.name} is finished: {result}")
+        return
+    print(f"row {index} {job.name}", flush=True)
+    arguments = job.command(workdir)
+    os.execv(arguments[0], arguments)
+
+
+def own_flags_cut(arguments: Sequence[str], valued: Sequence[str], switches: Sequence[str] = ()) -> list[str]:
+    """A command line without a sweep's own flags: what it hands on to its jobs."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, given, _ = argument.lstrip("-").partition("=")
+        own = argument.startswith("-") and (name in valued or name.removeprefix("no") in switches)
+        if not skip and not own:
+            kept.append(argument)
+        skip = own and not given and name in valued  # the value of `--sizes 64,96` is an argument by itself
+    return kept
+
+
+def _run(arguments: list[str], log: Path, request: StopRequest) -> int:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as output, subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT) as process:
+        told = False
+        try:
+            while process.poll() is None:
+                if request.number and not told:
+                    process.send_signal(signal.SIGTERM)
+                    told = True
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:  # a second signal: this process is ending, and its job must not outlive it
+                process.terminate()
+    return process.returncode
+
+
+def _reason(code: int, log: Path) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in log.read_text(encoding="utf8", errors="replace").splitlines() if line.strip()]
+    if code == 0:
+        return "stopped before its last step"
+    told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit code {code}"]
+    return told[-1].removeprefix("error: ")
