@@ -167,7 +167,7 @@ def open_collection(
         builder = python_docs.python_docs(cache_dir)
         return _open_tfds(spec, builder, python_docs.fingerprint(), text_field, label_field)
     if scheme == "tfds" and rest:
-        return _open_tfds(spec, _prepared_builder(rest, tfds_dir), "", text_field, label_field)
+        return _open_tfds(spec, prepared_builder(rest, tfds_dir), "", text_field, label_field)
     if scheme == "rows" and rest:
         raise UserError(f"{spec} holds prepared rows and no documents; they are read as they are, by training alone")
     if scheme not in SUFFIXES or not rest:
@@ -182,7 +182,7 @@ def open_collection(
     return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
 
 
-def _prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:
+def prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:
     """Finds a prepared dataset by its files alone: neither its generating code nor the network is touched."""
     import tensorflow_datasets as tfds
 
@@ -206,18 +206,30 @@ def _open_tfds(spec: str, builder: Any, content: str, text_field: str, label_fie
     if label_field not in features and label_field != "label":
         raise UserError(f"{spec} has no field {label_field!r}; {nearest(label_field, features)}")
     fields = {"text": text_field} | ({"label": label_field} if label_field in features else {})
-    infos = builder.info.splits
+    splits = {name: TfdsRecords(spec, opened, fields) for name, opened in data_sources(spec, builder).items()}
+    names = getattr(features[label_field], "names", None) if "label" in fields else None
+    content = hash_of("tfds", builder.info.full_name, content, described_splits(builder), fields)
+    return Collection(spec, content, tuple(names) if names else None, splits, {})
+
+
+def data_sources(spec: str, builder: Any) -> dict[str, Any]:
+    """The random-access data source of each split of a prepared dataset.
+
+    Raises:
+      UserError: its file format has no random access.
+    """
     try:
-        splits = {name: TfdsRecords(spec, builder.as_data_source(split=name), fields) for name in infos}
+        return {name: builder.as_data_source(split=name) for name in builder.info.splits}
     except (NotImplementedError, ValueError) as error:
         raise UserError(
             f"{spec} is stored as {builder.info.file_format.value}, which has no random access; prepare it with "
             f"tfds build {builder.name} --file_format=array_record"
         ) from error
-    names = getattr(features[label_field], "names", None) if "label" in fields else None
-    described = {name: [i.num_examples, i.num_bytes, list(i.shard_lengths)] for name, i in infos.items()}
-    content = hash_of("tfds", builder.info.full_name, content, described, fields)
-    return Collection(spec, content, tuple(names) if names else None, splits, {})
+
+
+def described_splits(builder: Any) -> dict[str, list[Any]]:
+    """What changes when a prepared dataset's content does, for a fingerprint."""
+    return {name: [i.num_examples, i.num_bytes, list(i.shard_lengths)] for name, i in builder.info.splits.items()}
 
 
 class TfdsRecords:

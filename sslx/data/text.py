@@ -197,7 +197,7 @@ def open_text(
     if config.seq_len < MIN_SEQ_LEN:
         raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     collection = text_collection(config)
-    splits = _splits(config, collection)
+    splits = role_splits(config, collection)
     collection.check_disjoint(splits)
     sources = {role: collection.slice(split) for role, split in splits.items()}
     tokenizer = load_tokenizer(
@@ -221,15 +221,21 @@ def text_collection(config: TextConfig) -> Collection:
     )
 
 
-def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
+def role_splits(config: Any, collection: Collection) -> dict[str, str]:
+    """The split expression of each role: as ``config`` says, or a held-out share of the one split that there is.
+
+    Raises:
+      UserError: there is nothing to hold out.
+    """
     splits = {"train": config.train_split, "eval": config.eval_split}
     untouched = config.train_split == TextConfig.train_split and config.eval_split == TextConfig.eval_split
     if untouched and "validation" not in collection.splits and "train" in collection.splits:
         documents = len(collection.splits["train"])
         if documents < 2:
+            how = "; split it (text: takes a document per .txt file or per line of a .jsonl file)"
             raise UserError(
-                f"{config.source} is one document, and training needs another one to evaluate on; "
-                "split it (text: takes a document per .txt file or per line of a .jsonl file)"
+                f"{config.source} is one document, and training needs another one to evaluate on"
+                f"{how if config.source.startswith('text:') else ''}"
             )
         # Below 50 documents, 2 % rounds to none.
         splits = {"train": "train[:98%]", "eval": "train[98%:]"}

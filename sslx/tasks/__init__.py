@@ -2,4 +2,5 @@
 
 TASKS = {
     "text_classification": "sslx.tasks.text_classification:TextClassification",  # one label for one text
+    "token_tagging": "sslx.tasks.token_tagging:TokenTagging",  # a label for each word: entities, parts of speech
 }
