@@ -234,11 +234,11 @@ def test_a_task_is_learnt_by_heart_and_its_run_tags_words(conll_folder, tiny_con
     # What the run keeps is enough to tag words with.
     objective = TokenTagging.restored(session.written, run)
     assert objective.tokenizer.get_vocab() == saved_tokenizer(run)[0].get_vocab()
-    given = [["Grace", "went", "to", "New", "Delhi"], ["Lima"] * 40]
+    given = [["Grace", "went", "by", "train", "to", "New", "Delhi", "."], ["Lima"] * 40]
     rows = objective.rows_of(given)
     viewed = objective.views(rows.fetch(np.arange(2)) | {"row": np.arange(2)}, None, 0, train=False)
     predictions = jax.device_get(objective.predict(read_variables(run)["params"], {}, viewed))
     tags = objective.tags_of(predictions, rows, given)
-    assert tags[0] == ["B-PER", "O", "O", "B-LOC", "I-LOC"]
+    assert tags[0] == ["B-PER", "O", "O", "O", "O", "B-LOC", "I-LOC", "O"]
     assert None not in tags[1][:10]
     assert tags[1][-1] is None
