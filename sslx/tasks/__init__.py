@@ -4,4 +4,5 @@ TASKS = {
     "text_classification": "sslx.tasks.text_classification:TextClassification",  # one label for one text
     "token_tagging": "sslx.tasks.token_tagging:TokenTagging",  # a label for each word: entities, parts of speech
     "question_answering": "sslx.tasks.question_answering:QuestionAnswering",  # where in a context the answer is
+    "sentence_embedding": "sslx.tasks.sentence_embedding:SentenceEmbedding",  # near where the meaning is (SimCSE)
 }

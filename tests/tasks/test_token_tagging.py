@@ -215,13 +215,13 @@ def test_a_task_is_learnt_by_heart_and_its_run_tags_words(conll_folder, tiny_con
         "data.test_split": "test",
         "data.vocab_size": 200,
         "model.layers": 1,
-        "steps": 80,
+        "steps": 40,
         "optimizer.learning_rate": 5e-3,
         "optimizer.layer_decay": 1.0,
         "optimizer.schedule": "constant",
-        "eval.every_steps": 40,
+        "eval.every_steps": 20,
         "eval.examples": 2,
-        "log.every_steps": 40,
+        "log.every_steps": 20,
     }
     run = tmp_path / "run"
     session = finetune.main(tiny_config("finetune/token_tagging", settings), run)
