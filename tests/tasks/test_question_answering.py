@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tfds_folders import write_tfds
 
 from sslx import finetune
 from sslx.data.questions import Question, QuestionRows, QuestionsConfig, prepare_questions
@@ -265,6 +267,23 @@ def test_answers_that_are_not_in_the_context_are_skipped_counted_and_told(tmp_pa
     assert "train: skipped 4 answers that are not in their context at answer_start, and 2 questions that have no" in (
         capsys.readouterr().out
     )
+
+
+def test_a_dataset_with_features_of_squad_gives_the_same_rows(data, tmp_path):
+    answers = tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": np.int32})
+    features = {name: tfds.features.Text() for name in ("id", "question", "context")} | {"answers": answers}
+    examples = []
+    for paragraph in squad()["data"][0]["paragraphs"]:
+        for item in paragraph["qas"]:
+            found = {name: [answer[name] for answer in item["answers"]] for name in ("text", "answer_start")}
+            texts = {name: item[name] for name in ("id", "question")}
+            examples.append(texts | {"context": paragraph["context"], "answers": found})
+    write_tfds(tmp_path, "asked", features, {"train": examples, "validation": examples})
+    made = prepare_questions(QuestionsConfig("tfds:asked", tfds_dir=str(tmp_path), **SETTINGS))
+    assert made.kept == data.kept == {"question_answering.json": {"unanswerable": True}}
+    rows = np.arange(len(data.train))
+    for name, array in made.train.fetch(rows).items():
+        np.testing.assert_array_equal(array, data.train.fetch(rows)[name])
 
 
 def test_long_questions_are_cut_and_counted(folder):

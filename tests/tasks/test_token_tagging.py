@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tfds_folders import write_tfds
 
 from sslx import finetune
 from sslx.data.tagged_words import NO_TAG, TaggedRows, TaggedWordsConfig, prepare_tagged_words
@@ -148,6 +150,25 @@ def test_files_of_json_lines_give_the_same_rows(conll_folder, tmp_path):
         np.testing.assert_array_equal(array, other.eval.fetch(np.arange(8))[name])
     held_out, _ = prepared(f"jsonl:{file}")  # a share by default
     assert (held_out.statistics["train_rows"], held_out.statistics["eval_split"]) == (47, "train[-1:]")
+
+
+def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, tmp_path):
+    classes = tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
+    features = {"tokens": tfds.features.Sequence(tfds.features.Text()), "ner": classes, "id": tfds.features.Text()}
+    made = {"train": sentences(), "validation": sentences(8, seed=1)}
+    examples = {split: [{"tokens": w, "ner": t, "id": "x"} for w, t in found] for split, found in made.items()}
+    write_tfds(tmp_path, "named", features, examples)
+    (one, names), (other, _) = (
+        prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="ner"),
+        prepared(f"conll:{conll_folder}"),
+    )
+    assert names == NAMES
+    for name, array in one.eval.fetch(np.arange(8)).items():
+        np.testing.assert_array_equal(array, other.eval.fetch(np.arange(8))[name])
+    with pytest.raises(UserError, match=r"tfds:named has no field 'tags'; .*valid: id, ner, tokens"):
+        prepared("tfds:named", tfds_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"field 'id' is no sequence of class labels"):
+        prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
 
 
 def test_bad_files_are_told_by_line(tmp_path):
