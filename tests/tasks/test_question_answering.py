@@ -114,6 +114,8 @@ def test_an_answer_stands_in_every_window_that_holds_all_of_it(data):
         inside[data.train.question_of(int(batch["window"]))] += 1
     assert [count > 0 for count in inside] == [bool(q.answers) for q in data.train.questions]
     assert (inside > 1).any()
+    shown = objective_with(data).preview(dict(data.train.fetch(np.arange(2))) | {"row": np.arange(2)}, {})
+    assert [fields["answer"] for fields in shown] == ["ada lovelace", "(not in this window)"]
     windows = [int(rows.fetch(np.array([0]))["window"][0]) for rows in (data.eval, data.train)]
     assert windows == [0, len(data.eval)]  # no two rows of a run share a number
 
@@ -227,6 +229,7 @@ def test_a_file_is_learnt_by_heart_and_its_run_answers(folder, tiny_config, tmp_
         "data.train_split": "train",
         "data.eval_split": "validation",  # the same questions: nothing but memory is asked for
         "task.dropout": 0.0,
+        "eval.examples": 2,
         "steps": 100,
         "optimizer.learning_rate": 5e-3,
         "optimizer.layer_decay": 1.0,

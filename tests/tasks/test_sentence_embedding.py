@@ -221,6 +221,11 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     assert texts(batch, "")[:9:-1] == [plain(text) for text in expected]
     for own, same, other in zip(*(texts(batch, prefix)[:10] for prefix in ("", PAIR, NEGATIVE)), strict=True):
         assert (same, other) == (plain(f"{own} again"), plain(f"never {own}"))
+    task = SentenceEmbeddingConfig(pair_field="same", negative_field="other")
+    objective = SentenceEmbedding(task, MODEL, data.vocabulary.size, 16, data.tokenizer)
+    shown = objective.preview(batch | {"row": np.arange(16)}, batch)[0]
+    assert shown["pair"].startswith(shown["text"].removesuffix(" [SEP]"))
+    assert set(shown) == {"text", "pair", "negative", "tokens"}
 
     write_csv(tmp_path / "hole.csv", ("text", "same"), [("a b", "b"), ("c d", ""), ("e", "f"), ("g", "h")])
     hole = dataclasses.replace(

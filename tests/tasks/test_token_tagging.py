@@ -117,6 +117,11 @@ def test_a_words_tag_stands_on_its_first_piece(conll_folder):
             expected[owners.index(word)] = number
         assert batch["tags"][row].tolist() == expected
     assert owners.count(0) > 1
+    objective = TokenTagging(TokenTaggingConfig(), MODEL, data.vocabulary.size, 32, names, data.tokenizer)
+    shown = objective.preview(batch | {"row": np.arange(9)}, batch)
+    for (_, tags), fields in zip(given, shown, strict=True):
+        seen = [piece.rpartition("/")[2] for piece in fields["text"].split() if "/" in piece]
+        assert seen == tags
 
 
 @pytest.mark.parametrize("tokenizer", ["wordpiece", "bpe", "byte", "char"])
