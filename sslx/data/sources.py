@@ -213,7 +213,7 @@ def open_collection(
         builder = python_docs.python_docs(cache_dir)
         return _open_tfds(spec, builder, python_docs.fingerprint(), fields)
     if scheme == "tfds" and rest:
-        return _open_tfds(spec, _prepared_builder(rest, tfds_dir), "", fields)
+        return _open_tfds(spec, prepared_builder(rest, tfds_dir), "", fields)
     if scheme == "rows" and rest:
         raise UserError(f"{spec} holds prepared rows and no documents; they are read as they are, by training alone")
     if scheme not in SUFFIXES or not rest:
@@ -231,7 +231,7 @@ def open_collection(
     return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
 
 
-def _prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:
+def prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:
     """Finds a prepared dataset by its files alone: neither its generating code nor the network is touched."""
     import tensorflow_datasets as tfds
 
@@ -258,18 +258,32 @@ def _open_tfds(spec: str, builder: Any, content: str, fields: Fields) -> Collect
     # A float is no class, and pretraining on such records needs no label.
     labelled = label_field in features and (fields.numbers or not _is_float(features[label_field]))
     read = fields.texts | ({"label": label_field} if labelled else {})
-    infos = builder.info.splits
+    splits = {
+        name: TfdsRecords(spec, opened, read, fields.numbers) for name, opened in data_sources(spec, builder).items()
+    }
+    names = getattr(features[label_field], "names", None) if labelled and not fields.numbers else None
+    content = hash_of("tfds", builder.info.full_name, content, described_splits(builder), read, *fields.rare[1:])
+    return Collection(spec, content, tuple(names) if names else None, splits, {})
+
+
+def data_sources(spec: str, builder: Any) -> dict[str, Any]:
+    """The random-access data source of each split of a prepared dataset.
+
+    Raises:
+      UserError: its file format has no random access.
+    """
     try:
-        splits = {name: TfdsRecords(spec, builder.as_data_source(split=name), read, fields.numbers) for name in infos}
+        return {name: builder.as_data_source(split=name) for name in builder.info.splits}
     except (NotImplementedError, ValueError) as error:
         raise UserError(
             f"{spec} is stored as {builder.info.file_format.value}, which has no random access; prepare it with "
             f"tfds build {builder.name} --file_format=array_record"
         ) from error
-    names = getattr(features[label_field], "names", None) if labelled and not fields.numbers else None
-    described = {name: [i.num_examples, i.num_bytes, list(i.shard_lengths)] for name, i in infos.items()}
-    content = hash_of("tfds", builder.info.full_name, content, described, read, *fields.rare[1:])
-    return Collection(spec, content, tuple(names) if names else None, splits, {})
+
+
+def described_splits(builder: Any) -> dict[str, list[Any]]:
+    """What changes when a prepared dataset's content does, for a fingerprint."""
+    return {name: [i.num_examples, i.num_bytes, list(i.shard_lengths)] for name, i in builder.info.splits.items()}
 
 
 def _is_float(feature: Any) -> bool:

@@ -205,7 +205,7 @@ def open_text(
     if config.seq_len < MIN_SEQ_LEN:
         raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     collection = text_collection(config)
-    splits = _splits(config, collection)
+    splits = role_splits(config, collection)
     collection.check_disjoint(splits)
     sources = {role: collection.slice(split) for role, split in splits.items()}
     tokenizer = load_tokenizer(
@@ -222,7 +222,7 @@ def text_collection(config: TextConfig) -> Collection:
     """Opens everything that ``config.source`` names; of a single document, its last tenth as ``validation``.
 
     Raises:
-      UserError: as `open_collection`; or the single document has a label.
+      UserError: as `open_collection`.
     """
     collection = open_collection(
         config.source,
@@ -233,25 +233,30 @@ def text_collection(config: TextConfig) -> Collection:
         cache_dir=cache_folder(config.cache_dir),
         tfds_dir=config.tfds_dir or None,
     )
-    if not _to_hold_out(config, collection) or len(collection.splits["train"]) > 1:
-        return collection
-    if collection.label_names is not None:
-        raise UserError(f"{config.source} is one labelled document, and training needs another to evaluate on")
-    return collection.divided()
+    single = _to_hold_out(config, collection) and len(collection.splits["train"]) == 1
+    return collection.divided() if single and collection.label_names is None else collection
 
 
-def _to_hold_out(config: TextConfig, collection: Collection) -> bool:
+def _to_hold_out(config: Any, collection: Collection) -> bool:
     """Whether some of ``train`` is to be held out, since nothing else is there and nobody said otherwise."""
     untouched = config.train_split == TextConfig.train_split and config.eval_split == TextConfig.eval_split
     return untouched and "validation" not in collection.splits and "train" in collection.splits
 
 
-def _splits(config: TextConfig, collection: Collection) -> dict[str, str]:
+def role_splits(config: Any, collection: Collection) -> dict[str, str]:
+    """The split expression of each role: as ``config`` says, or a held-out share of the one split that there is.
+
+    Raises:
+      UserError: there is nothing to hold out.
+    """
     splits = {"train": config.train_split, "eval": config.eval_split}
     if _to_hold_out(config, collection):
+        documents = len(collection.splits["train"])
+        if documents < 2:
+            raise UserError(f"{config.source} has one record, and training needs another one to evaluate on")
         # Below 50 documents, 2 % rounds to none.
-        few = len(collection.splits["train"]) < 50
-        splits = dict(zip(splits, ("train[:-1]", "train[-1:]") if few else ("train[:98%]", "train[98%:]"), strict=True))
+        parts = ("train[:-1]", "train[-1:]") if documents < 50 else ("train[:98%]", "train[98%:]")
+        splits = dict(zip(splits, parts, strict=True))
     return splits | ({"test": config.test_split} if config.test_split else {})
 
 

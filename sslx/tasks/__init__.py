@@ -3,4 +3,7 @@
 TASKS = {
     "text_classification": "sslx.tasks.text_classification:TextClassification",  # a label for a text or a pair
     "text_regression": "sslx.tasks.text_regression:TextRegression",  # a number for a text or a pair
+    "token_tagging": "sslx.tasks.token_tagging:TokenTagging",  # a label for each word: entities, parts of speech
+    "question_answering": "sslx.tasks.question_answering:QuestionAnswering",  # where in a context the answer is
+    "sentence_embedding": "sslx.tasks.sentence_embedding:SentenceEmbedding",  # near where the meaning is (SimCSE)
 }

@@ -174,7 +174,7 @@ def test_prepare_text_refuses_overlapping_splits_and_one_document(corpus, tmp_pa
     with pytest.raises(UserError, match=r"train split 'train' and test split 'train\[90%:\]'.* share 12 records"):
         prepare_text(TextConfig(**corpus, eval_split="train[:0%]", test_split="train[90%:]"), layout="packed")
     (tmp_path / "one.csv").write_text("text,label\nhello,a\n")
-    with pytest.raises(UserError, match="is one labelled document"):
+    with pytest.raises(UserError, match="has one record"):
         prepare_text(TextConfig(**corpus | {"source": f"csv:{tmp_path}/one.csv"}), layout="packed")
     with pytest.raises(UserError, match="seq_len=4"):
         prepare_text(TextConfig(**corpus | {"seq_len": 4}), layout="packed")

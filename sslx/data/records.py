@@ -1,0 +1,186 @@
+"""Records of tasks that need more than a text and a label: tagged words, questions. They are held in memory.
+
+In: a source spec whose scheme one of the task's parsers reads, or a prepared TFDS dataset. Out: a `Collection` that is
+sliced as any other, and what an objective and the loop need of the rows made from it (`PreparedRecords`). A record is a
+dict with what its parser found and ``text``, all of its text, for a tokenizer that is trained on it.
+
+Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
+``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sslx.data.batches import RandomAccessRows
+from sslx.data.cache import cache_folder, hash_of
+from sslx.data.files import content_of, matching_files
+from sslx.data.sources import SLICE_SEED, Collection, Source, data_sources, described_splits, prepared_builder
+from sslx.data.text import MIN_SEQ_LEN, role_splits
+from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
+from sslx.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Record = dict[str, Any]
+_SPLIT_OF_NAME = re.compile(r"(train|validation|valid|dev|test)(?![a-z])")
+
+
+@dataclass(frozen=True)
+class RecordsConfig:
+    """What ``config.data`` of these tasks has in common."""
+
+    source: str = ""
+    train_split: str = "train"  # TFDS slices, also for files
+    eval_split: str = "validation"
+    test_split: str = ""  # "" = none
+    tokenizer: str = "wordpiece"  # where no run gives one; as for text
+    vocab_size: int = 8192
+    lowercase: bool = True
+    seq_len: int = 128
+    cache_dir: str = ""  # of a tokenizer that is trained; "" = $SSLX_CACHE or ~/.cache/sslx
+    tfds_dir: str = ""  # "" = TFDS's own default
+
+    def __post_init__(self):
+        if self.seq_len < MIN_SEQ_LEN:
+            raise UserError(f"config.data.seq_len={self.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
+
+
+@dataclass(frozen=True)
+class Parser:
+    """How the files of one scheme are read: their suffixes, and a function from a path to its records.
+
+    The function raises UserError where a file is not what it should be, with its line if it has lines.
+    """
+
+    suffixes: tuple[str, ...]
+    read: Callable[[str], list[Record]]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRecords:
+    """Rows of each role, the tokenizer, ``statistics`` (as of `PreparedText`), and JSON files that a run keeps."""
+
+    train: RandomAccessRows
+    eval: RandomAccessRows
+    test: RandomAccessRows | None
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    statistics: dict[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)  # file name -> its content
+
+    def save(self, folder: Path) -> None:
+        """Writes ``folder/tokenizer/`` and the JSON files: what readers of a run need."""
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        for name, content in self.kept.items():
+            (Path(folder) / name).write_text(json.dumps(content) + "\n", encoding="utf8")
+
+
+class _InMemory:
+    """The records of one split of files."""
+
+    def __init__(self, records: Sequence[Record]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, ids: list[int]) -> list[Record]:
+        return [self._records[i] for i in ids]
+
+
+class _FromTfds:
+    """One split of a prepared dataset, each example turned into a record as it is read."""
+
+    def __init__(self, examples: Any, convert: Callable[[Mapping[str, Any]], Record]):
+        self._examples, self._convert = examples, convert
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def read(self, ids: list[int]) -> list[Record]:
+        return [self._convert(example) for example in self._examples.__getitems__(ids)]
+
+
+def open_records(
+    config: RecordsConfig,
+    parsers: Mapping[str, Parser],
+    from_tfds: Callable[[str, Mapping[str, Any]], Callable[[Mapping[str, Any]], Record]],
+) -> Collection:
+    """Opens everything that ``config.source`` names.
+
+    Args:
+      config: The source, and where TFDS keeps its datasets.
+      parsers: By scheme.
+      from_tfds: From a spec and its features to the function that makes a record of an example.
+
+    Raises:
+      UserError: an unknown form, no matching file, one that its parser refuses or that holds nothing, a dataset that
+        is not prepared or has other features.
+    """
+    spec = config.source
+    scheme, _, rest = spec.partition(":")
+    forms = [*(f"{name}:GLOB" for name in parsers), "tfds:NAME[/CONFIG]"]
+    if not spec:
+        raise UserError(f"config.data.source is empty; expected one of {', '.join(forms)}")
+    if scheme == "tfds" and rest:
+        builder = prepared_builder(rest, config.tfds_dir or None)
+        convert = from_tfds(spec, builder.info.features)
+        splits = {name: _FromTfds(examples, convert) for name, examples in data_sources(spec, builder).items()}
+        content = hash_of("tfds records", builder.info.full_name, described_splits(builder))
+        return Collection(spec, content, None, splits, {})
+    if scheme not in parsers or not rest:
+        raise UserError(f"unknown data source {spec!r}; {nearest(f'{scheme}:GLOB' if rest else spec, forms)}")
+    parser = parsers[scheme]
+    paths = matching_files(spec, rest, parser.suffixes)
+    found: dict[str, list[Record]] = {}
+    for path, split in zip(paths, _splits_of_files(paths), strict=True):
+        found.setdefault(split, []).extend(parser.read(path))
+    for split, records in found.items():
+        if not records:
+            raise UserError(f"{spec} holds no records for split {split!r}")
+    orders = {name: np.random.default_rng(SLICE_SEED).permutation(len(records)) for name, records in found.items()}
+    content = hash_of("records", scheme, sorted(found), content_of(paths))
+    return Collection(spec, content, None, {name: _InMemory(records) for name, records in found.items()}, orders)
+
+
+def sources_and_tokenizer(
+    config: RecordsConfig, collection: Collection, tokenizer_override: str | None
+) -> tuple[dict[str, Source], PreTrainedTokenizerFast, Vocabulary]:
+    """Each role's slice of the collection, and the tokenizer, trained on the training records if need be.
+
+    Raises:
+      UserError: splits that cannot be or overlap, or a tokenizer that cannot be loaded.
+    """
+    splits = role_splits(config, collection)
+    collection.check_disjoint(splits)
+    sources = {role: collection.slice(split) for role, split in splits.items()}
+    tokenizer = load_tokenizer(
+        tokenizer_override or config.tokenizer,
+        sources["train"],
+        vocab_size=config.vocab_size,
+        lowercase=config.lowercase,
+        cache_dir=cache_folder(config.cache_dir),
+    )
+    return sources, tokenizer, vocabulary(tokenizer)
+
+
+def all_records(source: Source) -> list[Record]:
+    """The records of a slice."""
+    return source.__getitems__(range(len(source)))
+
+
+def _splits_of_files(paths: list[str]) -> list[str]:
+    matches = [_SPLIT_OF_NAME.match(Path(path).name.lower()) for path in paths]
+    if not all(matches):
+        return ["train"] * len(paths)
+    names = [{"dev": "validation", "valid": "validation"}.get(match[1], match[1]) for match in matches]
+    return names if "train" in names else ["train"] * len(paths)
