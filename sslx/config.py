@@ -125,7 +125,7 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 256  # rows in one update, over all devices
     micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
-    init: str = ""  # run folder whose newest checkpoint the encoder starts from
+    init: str = ""  # what the encoder starts from: a run (its newest checkpoint), or a folder of published weights
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -30,7 +30,7 @@ from sslx.interop import stablehlo, writing
 from sslx.interop.folder import is_published
 from sslx.interop.model_card import model_card
 from sslx.runtime import configure
-from sslx.storage import absolute, check, is_remote
+from sslx.storage import absolute, is_remote
 from sslx.train.checkpoint import best_saved_step, read_variables, saved_steps
 from sslx.train.initialise import objective_class, part_of
 from sslx.train.run_folder import read_config
@@ -68,7 +68,10 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
     Raises:
       UserError: anything the user can mend.
     """
-    check(run)
+    if is_remote(run):
+        raise UserError(
+            f"--run={run} is on remote storage; copy it to a disk first (config.json, tokenizer/ and so on)"
+        )
     folder = Path(run)
     config = read_config(folder)
     if is_published(config):

@@ -1,8 +1,9 @@
 """Fine-tunes: ``python -m sslx.finetune --config=configs/finetune/text_classification.py --config.init=runs/bert_mlm``.
 
-The encoder, its architecture and its tokenizer come from the run that ``config.init`` names. ``config.init=scratch``
-starts from random parameters of ``config.model``; ``config.init=scratch:RUN`` takes architecture and tokenizer from
-the run and nothing else, which makes it the baseline of that run.
+The encoder, its architecture and its tokenizer come from the run that ``config.init`` names, or from a folder of
+published weights (``config.json``, ``model.safetensors`` and the tokenizer's files, as transformers writes them).
+``config.init=scratch`` starts from random parameters of ``config.model``; ``config.init=scratch:RUN`` takes
+architecture and tokenizer from the run and nothing else, which makes it the baseline of that run.
 """
 
 from __future__ import annotations

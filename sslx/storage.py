@@ -114,13 +114,14 @@ def upload(folder: LocalPath, target: str | os.PathLike[str]) -> None:
 
 
 def local_copy(folder: str | os.PathLike[str]) -> LocalPath:
-    """The folder itself if it is local, else a copy that stays until the process ends."""
+    """The folder itself if it is local, else a copy of its files that stays until the process ends."""
     if not is_remote(folder):
         return LocalPath(folder)
     copy = LocalPath(tempfile.mkdtemp(prefix="sslx-"))
     _remove_at_exit(copy)
     for path in Path(folder).iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
     return copy
 
 

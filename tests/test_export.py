@@ -129,8 +129,8 @@ def test_stablehlo_computes_what_the_run_does_for_any_batch(run, tmp_path, packe
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer").vocab_size == objective.vocabulary.size
     for rows in (1, 3):
         batch = {name: packed_rows(rows, 32)[name] for name in ("tokens", "segment_ids", "positions")}
-        features = objective.encode(objective.encoder(params, state), batch)
-        logits = objective.logits(params, state, batch)
+        features = jax.jit(objective.encode)(objective.encoder(params, state), batch)
+        logits = jax.jit(objective.logits)(params, state, batch)
         assert (features.shape, logits.shape) == ((rows, 32), (rows, 32, objective.vocabulary.size))
         np.testing.assert_allclose(loaded["features"].call(batch), features, atol=1e-5)
         np.testing.assert_allclose(loaded["logits"].call(batch), logits, atol=1e-5)

@@ -75,7 +75,7 @@ tags: [sslx]
 
 # {run.name}
 
-Trained with [sslx](https://pypi.org/project/sslx) {sslx.__version__}.
+Trained with sslx {sslx.__version__}.
 
 | | |
 |---|---|

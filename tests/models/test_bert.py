@@ -1,6 +1,6 @@
 """BERT against Hugging Face's PyTorch, number by number, and what must not change its numbers.
 
-``tests/goldens/record_bert.py`` recorded ``bert_tiny.npz``.
+``tests/goldens/record_hf.py`` recorded ``bert_tiny.npz``.
 """
 
 from __future__ import annotations
