@@ -51,19 +51,34 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None], *, needs_
     config = config_flags.DEFINE_config_file("config", None, "Config file, with an optional argument: FILE.py[:ARG]")
     workdir = flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>") if needs_workdir else None
 
-    def start(_: list[str]) -> None:
+    def start() -> None:
         given = workdir.value if workdir is not None else ""
         folder = given or f"runs/{_config_file(sys.argv).stem}"
         main(config.value, epath.Path(folder))
 
+    def parse(arguments: list[str]) -> list[str]:
+        _check_overrides(arguments)
+        return _parse(arguments)
+
+    about = sys.modules[main.__module__].__doc__
+    _run(start, parse, lambda: _help(about, needs_workdir))
+
+
+def run_without_config(main: Callable[[], None]) -> None:
+    """Parses the flags of an entry that needs no config, then calls ``main()``."""
+    about = sys.modules[main.__module__].__doc__
+    _run(main, _parse, lambda: print((about or "").strip()))
+
+
+def _run(start: Callable[[], None], parse: Callable[[list[str]], list[str]], tell_help: Callable[[], None]) -> None:
     # Orbax warns of choices made on purpose, and logs the traceback of what it then raises.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _tell_unraisable
     try:
         if any(argument in HELP for argument in sys.argv[1:]):
-            _help(sys.modules[main.__module__].__doc__, needs_workdir)
+            tell_help()
             return
-        app.run(start, flags_parser=_parse)
+        app.run(lambda _: start(), flags_parser=parse)
     except UserError as error:
         _end(error, 2)
     except (FloatingPointError, Unavailable) as error:  # the run has diverged, or lost a host or a store
@@ -109,13 +124,12 @@ def _flattened(config: ml_collections.ConfigDict, prefix: str = "") -> list[tupl
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    _check_overrides(arguments)
     try:
         rest = flags.FLAGS(arguments)
     except (flags.Error, FlagOrderError, UnsupportedOperationError) as error:
         raise UserError(str(error)) from None
     if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; flags look like --config=FILE.py --config.steps=100")
+        raise UserError(f"unexpected argument {rest[1]!r}; flags look like --name=VALUE")
     return rest
 
 

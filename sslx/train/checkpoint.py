@@ -183,6 +183,16 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in Path(folder).iterdir() if path.is_dir() and path.name.isdecimal())
 
 
+def best_saved_step(run: Path, config: CheckpointConfig) -> int | None:
+    """The kept checkpoint of a run that is best by ``config.best_metric``, or None; the folder is only read."""
+    folder = absolute(run) / "checkpoints"
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics[config.best_metric], best_mode=config.best_mode, read_only=True
+    )
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        return manager.best_step()
+
+
 def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
     """Reads ``{"params", "state"}`` of a run as NumPy arrays, without the optimizer's moments.
 
