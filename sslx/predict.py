@@ -19,11 +19,13 @@ order, with the fields of the input.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,13 +77,10 @@ def main() -> None:
             values = plain(answer)
             cut += "tokens_left_out" in values
             file.write(json.dumps(record | values, ensure_ascii=False) + "\n")
-    said = [f"{len(records):,} answers by step {model.run.step} of {given.run}"]
+    print(f"{len(records):,} answers by step {model.run.step} of {given.run}", file=sys.stderr)
     if cut:
-        said.append(
-            f"{cut:,} texts are longer than the {model.run.longest} tokens that the model sees; the rest of each"
-        )
-        said[-1] += ' was left out (field "tokens_left_out")'
-    print("\n".join(said), file=sys.stderr)
+        seen = f"the {model.run.longest} tokens that the model sees"
+        print(f'{cut:,} texts are longer than {seen}; the rest was left out ("tokens_left_out")', file=sys.stderr)
 
 
 def plain(answer: Any) -> dict[str, Any]:
@@ -200,38 +199,30 @@ def _check_output(file: str, overwrite: bool) -> None:
         raise UserError(f"cannot write --output={file}: {path.parent} is not writable")
 
 
-class _writing:
+@contextlib.contextmanager
+def _writing(file: str) -> Iterator[IO[str]]:
     """A file that appears under its name when all of it is written; - is stdout."""
-
-    def __init__(self, file: str):
-        self._file = file
-
-    def __enter__(self) -> IO[str]:
-        if self._file == "-":
-            self._open = sys.stdout
-        else:
-            path = Path(self._file)
-            self._open = tempfile.NamedTemporaryFile(
-                "w", encoding="utf8", dir=path.parent, prefix=f".{path.name}.", delete=False
-            )
-        return self._open
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if self._file == "-":
-            self._open.flush()
-            return
-        made = self._open.name
+    if file == "-":
         try:
-            self._open.close()
-            if kind is None:
-                os.chmod(made, 0o644)
-                os.replace(made, self._file)
-                return
-        except OSError as failed:
-            kind, error = type(failed), failed
-        Path(made).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write --output={self._file}: {error.strerror or error}") from None
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads has read enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    path, temporary = Path(file), None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as opened:
+            temporary = Path(opened.name)
+            yield opened
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write --output={file}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _define_flags() -> None:

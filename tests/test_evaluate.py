@@ -61,22 +61,38 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     assert f"{found['TF-IDF', 'linear']['macro_f1']:.3f}" in ended.stdout
     assert written["step"] == 8
 
-    refused = {
-        (f"--run={run}x", "--config=probe.py"): "no run in",
+    before = sorted(run.rglob("*"))
+    for arguments, expected in {
         ("--config=probe.py",): "no --run given; expected --run=FOLDER",
         (f"--run={run}", "--config=probe.py", "--config.data.seq_len=64"): "has learned from rows of 32",
-        (f"--run={run}", "--config=probe.py", "--config.data.test_split="): "config.data.test_split is empty",
-        (f"--run={run}", "--config=probe.py", "--config.knn.neighbors=3"): "did you mean 'neighbours'?",
-        (f"--run={run}", "--config=probe.py", "--config.data.label_field=lable"): "no field 'lable' for labels",
-        (f"--run={run}", "--config=probe.py", "--step=3"): "no checkpoint of step 3; it has 8",
+    }.items():
+        ended = entries.run("evaluate", *arguments, folder=tmp_path)
+        assert (ended.code, ended.stderr.count("\n")) == (2, 1), ended.stderr
+        assert expected in ended.stderr
+    assert sorted(run.rglob("*")) == before
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(trained, config, tmp_path):
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(40)))
+    run, data = trained("bert_mlm"), config.data
+    refused = {
+        "no run in": dict(folder=tmp_path / "nothing"),
+        "no checkpoint of step 3; it has 8": dict(step=3),
+        "config.data.test_split is empty": dict(data=dataclasses.replace(data, test_split="")),
+        "no field 'lable' for labels": dict(data=dataclasses.replace(data, label_field="lable")),
+        "share": dict(data=dataclasses.replace(data, test_split="train[:10%]")),
+        "has no labels; expected a column 'label'": dict(
+            data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'plain.jsonl'}")
+        ),
     }
     before = sorted(run.rglob("*"))
-    for arguments, expected in refused.items():
-        ended = entries.run("evaluate", *arguments, folder=tmp_path)
-        assert ended.code == 2, ended.stderr
-        assert expected in ended.stderr
-        assert ended.stderr.count("\n") == 1, ended.stderr
+    for expected, change in refused.items():
+        changed = dataclasses.replace(config, data=change.get("data", data))
+        with pytest.raises(UserError, match=expected):
+            evaluate(changed, change.get("folder", run), change.get("step"))
     assert sorted(run.rglob("*")) == before
+    with pytest.raises(UserError, match="did you mean 'neighbours'"):
+        build(ProbeConfig, {"knn": {"neighbors": 3}})
 
 
 def test_features_are_those_of_each_row_alone(trained, config):
@@ -94,13 +110,6 @@ def test_features_are_those_of_each_row_alone(trained, config):
         np.testing.assert_allclose(found.features[row], jax.device_get(one._encode(encoder, batch))[0], atol=1e-5)
     labels = [rows.fetch(np.array([row]))["label"][0] for row in range(len(rows))]
     np.testing.assert_array_equal(found.labels, labels)
-
-
-def test_a_source_without_labels_is_refused(trained, config, tmp_path):
-    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(40)))
-    data = dataclasses.replace(config.data, source=f"jsonl:{tmp_path / 'plain.jsonl'}")
-    with pytest.raises(UserError, match="has no labels; expected a column 'label'"):
-        evaluate(dataclasses.replace(config, data=data), trained("bert_mlm"))
 
 
 def test_bags_of_words_know_words_and_not_their_places():

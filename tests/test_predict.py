@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -54,8 +55,6 @@ def lines(text):
 
 
 def plain(answer):
-    import dataclasses
-
     return json.loads(json.dumps(dataclasses.asdict(answer)))
 
 
@@ -108,6 +107,7 @@ def test_from_stdin_to_stdout(folder, trained):
         cwd=folder,
         env=environment,
     )
+    assert ended.returncode == 0, ended.stderr
     (line,) = lines(ended.stdout.decode())
     assert (line["text"], line["a"], len(line["embedding"])) == ("café", [1], 32)
 
