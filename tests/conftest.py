@@ -10,6 +10,7 @@ The environment is set here, before jax makes its first device. Nothing is read 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -109,6 +110,26 @@ def tiny_config(tiny_changes):
         with config.unlocked():
             config.update_from_flattened_dict(tiny_changes | (changes or {}))
         return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_config, tmp_path_factory):
+    """Folder of a small run, trained once: ``trained("bert_mlm")``, ``"gpt_clm"`` or a config of ``finetune/``.
+
+    A task's run starts from random parameters.
+    """
+    from sslx.session import train
+
+    @functools.cache
+    def make(name: str) -> Path:
+        task = name.startswith("finetune/")
+        run = tmp_path_factory.mktemp("trained") / name.rpartition("/")[2]
+        changes = {"eval.batches": 1, "init": "scratch" if task else ""}
+        written = tiny_config(name, changes).to_dict()
+        train(written, run, part="task" if task else "pretext", tokenizer=None, title="test")
+        return run
 
     return make
 

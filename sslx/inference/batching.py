@@ -1,0 +1,81 @@
+"""Many inputs through one compiled function: batches of few shapes, so that few are compiled; results in input order.
+
+Inputs are encoded before anything is compiled, so that whatever is wrong with one of them is told first. Neighbours
+are sorted by length within a window. A batch is padded to a power of two of rows and of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sslx.errors import UserError
+from sslx.inference.loading import LoadedRun
+from sslx.inference.verb import InputError, Row, Verb
+
+WINDOW = 16  # batches whose inputs are sorted by length together
+SHORTEST = 16  # tokens of the shortest batch
+
+
+class Answerer:
+    """Answers with one run; a verb's function is compiled once for each shape and each set of its options."""
+
+    def __init__(self, run: LoadedRun):
+        self.run = run
+        self._compiled: dict[Verb, Any] = {}
+
+    def results(self, verb: Verb, records: Sequence[Mapping[str, Any]], batch_size: int) -> Iterator[Any]:
+        """Answers to records, in their order, one batch after the other.
+
+        Raises:
+          UserError: the options do not fit the run.
+          InputError: one of the records cannot be answered; before anything is computed.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; expected at least 1")
+        verb.check(self.run)
+        rows = []
+        for index, record in enumerate(records):
+            try:
+                rows.append(verb.encode(self.run, record))
+            except UserError as error:
+                raise InputError(index, str(error)) from None
+        return self._answers(verb, rows, batch_size)
+
+    def compiled(self, verb: Verb) -> Any:
+        """The jitted function of a verb."""
+        key = verb.compiled_as
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(lambda variables, batch: key.compute(self.run, variables, batch))
+        return self._compiled[key]
+
+    def _answers(self, verb: Verb, rows: Sequence[Row], batch_size: int) -> Iterator[Any]:
+        for start in range(0, len(rows), WINDOW * batch_size):
+            window = range(start, min(start + WINDOW * batch_size, len(rows)))
+            by_length = sorted(window, key=lambda index: len(rows[index].tokens))
+            found: dict[int, Any] = {}
+            for first in range(0, len(by_length), batch_size):
+                indices = by_length[first : first + batch_size]
+                arrays = self._batch(verb, rows, indices, batch_size)
+                for place, index in enumerate(indices):
+                    own = {name: array[place] for name, array in arrays.items()}
+                    found[index] = verb.result(self.run, rows[index], own)
+            yield from (found[index] for index in window)
+
+    def _batch(self, verb: Verb, rows: Sequence[Row], indices: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
+        size = min(power_of_two(len(indices)), batch_size)
+        padded = [*indices, *[indices[-1]] * (size - len(indices))]  # a row of padding alone has nothing to attend to
+        longest = max(len(rows[index].tokens) for index in indices)
+        length = max(SHORTEST, power_of_two(longest))
+        if self.run.longest is not None and longest <= self.run.longest:
+            length = min(length, self.run.longest)
+        batch = verb.batch([rows[index] for index in padded], padded, length)
+        return jax.device_get(self.compiled(verb)(self.run.variables, batch))
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,46 @@
+"""Classifies texts: a label with its probability, from a run of text classification."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from sslx.inference.loading import LoadedRun
+from sslx.inference.verb import Row, Verb, whole_document
+from sslx.objective import Objective
+from sslx.tasks.text_classification import TextClassification
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """The likeliest label, and the probabilities of all, likeliest first."""
+
+    label: str
+    probabilities: dict[str, float]
+    tokens_left_out: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify(Verb):
+    """Labels of texts."""
+
+    @classmethod
+    def serves(cls, objective: Objective) -> bool:
+        return isinstance(objective, TextClassification)
+
+    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
+        return whole_document(run, record["text"])
+
+    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        logits = run.objective.module.apply({"params": variables["params"]}, dict(batch), deterministic=True)
+        return {"probabilities": jax.nn.softmax(logits, axis=-1)}
+
+    def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Classified:
+        names, values = run.objective.label_names, arrays["probabilities"]
+        ordered = {names[label]: float(values[label]) for label in np.argsort(-values, kind="stable")}
+        return Classified(next(iter(ordered)), ordered, row.tokens_left_out)

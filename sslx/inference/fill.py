@@ -1,0 +1,93 @@
+"""Fills masks: the likeliest tokens for each mask of a text, each by itself, from a masked language model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sslx.errors import UserError
+from sslx.inference.batching import power_of_two
+from sslx.inference.loading import LoadedRun
+from sslx.inference.verb import Row, Verb
+from sslx.objective import Objective
+from sslx.pretext.mlm import MaskedLanguageModel
+
+MASK = "[MASK]"  # understood whatever the tokenizer's own mask is
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A token for a mask."""
+
+    token: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """``masks`` has the guesses for each mask, likeliest first; ``filled`` is the text with the first of each."""
+
+    filled: str
+    masks: tuple[tuple[Guess, ...], ...]
+    tokens_left_out: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill(Verb):
+    """Fills the masks of texts."""
+
+    top: int = 5  # guesses for each mask
+
+    def __post_init__(self):
+        if self.top < 1:
+            raise UserError(f"top is {self.top}; expected at least 1")
+
+    @classmethod
+    def serves(cls, objective: Objective) -> bool:
+        return isinstance(objective, MaskedLanguageModel)
+
+    def check(self, run: LoadedRun) -> None:
+        if self.top > run.words.size:
+            raise UserError(f"top is {self.top}; expected at most {run.words.size}, the size of the vocabulary")
+
+    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
+        text, mask = record["text"], run.tokenizer.mask_token
+        if mask not in text:
+            text = text.replace(MASK, mask)
+        words = run.words
+        ids = run.tokens_with_special(text)
+        kept = ids if run.longest is None else ids[: run.longest - 2]
+        picked = tuple(place + 1 for place, token in enumerate(kept) if token == words.mask_id)
+        beyond = ids[len(kept) :].count(words.mask_id)
+        if beyond:
+            raise UserError(f"{beyond} of {len(picked) + beyond} masks stand beyond the {len(kept)} tokens it can see")
+        if not picked:
+            raise UserError(f"no {MASK} in the text {text!r}")
+        return Row([words.cls_id, *kept, words.sep_id], len(ids) - len(kept), picked=picked)
+
+    def batch(self, rows: Sequence[Row], indices: Sequence[int], length: int) -> dict[str, Int[np.ndarray, "rows ..."]]:
+        picked = np.zeros((len(rows), power_of_two(max(len(row.picked) for row in rows))), np.int32)
+        for place, row in enumerate(rows):
+            picked[place, : len(row.picked)] = row.picked
+        return super().batch(rows, indices, length) | {"picked": picked}
+
+    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        logits, _ = run.objective.module.apply({"params": variables["params"]}, dict(batch), deterministic=True)
+        values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), self.top)
+        return {"ids": ids, "probabilities": jnp.exp(values)}
+
+    def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Filled:
+        filled, masks = list(row.tokens), []
+        for place, ids, probabilities in zip(row.picked, arrays["ids"], arrays["probabilities"], strict=False):
+            filled[place] = int(ids[0])
+            masks.append(
+                tuple(Guess(run.tokenizer.decode([i]), float(p)) for i, p in zip(ids, probabilities, strict=True))
+            )
+        text = run.tokenizer.decode(filled[1:-1], skip_special_tokens=True)
+        return Filled(text, tuple(masks), row.tokens_left_out)

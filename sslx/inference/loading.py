@@ -1,0 +1,117 @@
+"""A trained run, ready to be asked: objective, tokenizer and parameters from its folder, without its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path as LocalPath
+from typing import TYPE_CHECKING, Any
+
+import jax
+from etils.epath import Path
+
+from sslx.config import CheckpointConfig, build
+from sslx.data.text import saved_tokenizer
+from sslx.data.tokenizer import Vocabulary
+from sslx.data.tokens import encoding_backend
+from sslx.errors import UserError
+from sslx.objective import Objective
+from sslx.storage import absolute, check, is_remote, local_copy
+from sslx.train.checkpoint import best_saved_step, read_variables, saved_steps
+from sslx.train.initialise import objective_class, part_of
+from sslx.train.run_folder import read_config
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """What the verbs need of a run."""
+
+    name: str  # its folder, as it was given
+    written: dict[str, Any]
+    step: int  # of its checkpoint
+    objective: Objective
+    tokenizer: PreTrainedTokenizerFast
+    words: Vocabulary
+    variables: dict[str, Any]  # {"params", "state"}, on the device
+    longest: int | None  # tokens of its rows, special ones included: what it has seen positions of
+
+    @property
+    def kind(self) -> str:
+        """``mlm``, ``text_classification``: what it was trained for."""
+        return self.written[part_of(self.written)]["name"]
+
+    def tokens_of(self, text: str) -> list[int]:
+        """A text's tokens as training made them: special tokens that it spells are characters like others."""
+        return self._backend.encode(_without_halves(text), add_special_tokens=False).ids
+
+    def tokens_with_special(self, text: str) -> list[int]:
+        """The same, but special tokens that the text spells are meant."""
+        return self.tokenizer.backend_tokenizer.encode(_without_halves(text), add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _backend(self) -> Tokenizer:
+        return encoding_backend(self.tokenizer.backend_tokenizer.to_str())
+
+
+def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
+    """Reads a run.
+
+    Args:
+      run: Its folder.
+      step: Which checkpoint; None: the best of a downstream task's run, the newest of any other.
+
+    Raises:
+      UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
+    """
+    check(run)
+    written = read_config(Path(run))
+    step = _step(Path(run), written, step)
+    folder = _local(Path(run))
+    objective = objective_class(written).restored(written, folder)
+    tokenizer, words = saved_tokenizer(folder)
+    return LoadedRun(
+        name=str(run),
+        written=written,
+        step=step,
+        objective=objective,
+        tokenizer=tokenizer,
+        words=words,
+        variables=jax.device_put(read_variables(Path(run), step)),
+        longest=written["data"].get("seq_len"),
+    )
+
+
+def _step(run: Path, written: dict[str, Any], step: int | None) -> int:
+    steps = saved_steps(absolute(run) / "checkpoints")
+    if not steps:
+        raise UserError(f"no checkpoint in {run}/checkpoints; expected checkpoints/<step>/ of a run that has saved")
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        return step
+    best = None
+    if part_of(written) == "task":
+        best = best_saved_step(run, build(CheckpointConfig, written["checkpoint"], "config.checkpoint"))
+    return steps[-1] if best is None else best
+
+
+def _local(run: Path) -> LocalPath:
+    """The folder, or where it is far away a copy of what lies beside its checkpoints."""
+    if not is_remote(run):
+        return LocalPath(run)
+    copy = LocalPath(tempfile.mkdtemp(prefix="sslx-"))
+    if (run / "tokenizer").is_dir():
+        (copy / "tokenizer").symlink_to(local_copy(run / "tokenizer"))
+    for file in run.glob("*.json"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def _without_halves(text: str) -> str:
+    # Half a surrogate pair is no text, and the tokenizer refuses it.
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,147 @@
+"""The Python API: ``model = sslx.load("runs/bert_mlm")``, and a method a verb.
+
+A method takes one input or a list of them and gives one answer or a list in the same order (`Model.embed`: a vector
+or ``[n, width]``). Each is compiled once for a shape, of which there are few.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sslx.config import load_class
+from sslx.errors import UserError, choose
+from sslx.inference import VERBS
+from sslx.inference.batching import Answerer
+from sslx.inference.classify import Classified, Classify
+from sslx.inference.embed import Embed
+from sslx.inference.fill import Fill, Filled
+from sslx.inference.generate import Generate, Generated
+from sslx.inference.loading import LoadedRun, load_run
+from sslx.inference.verb import InputError, Verb
+
+Texts = str | Sequence[str]
+
+
+def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
+    """Loads a trained run.
+
+    Args:
+      run: Its folder.
+      step: Which checkpoint; None: the best of a downstream task's run, the newest of any other.
+
+    Raises:
+      UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
+    """
+    return Model(load_run(os.fspath(run), step))
+
+
+class Model:
+    """A loaded run. What it cannot do is refused by a line that names what it can."""
+
+    def __init__(self, run: LoadedRun):
+        self.run = run
+        self._answerer = Answerer(run)
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """What it can do; first what it was trained for."""
+        return tuple(name for name in VERBS if verb_class(name).serves(self.run.objective))
+
+    def fill(self, texts: Texts, *, top: int = 5, batch_size: int = 32) -> Filled | list[Filled]:
+        """The likeliest tokens for each ``[MASK]``.
+
+        Raises:
+          UserError: a text has no mask, or one beyond what the model can see.
+        """
+        return self._texts(Fill(top), texts, batch_size)
+
+    def embed(
+        self, texts: Texts, *, pool: str = "mean", normalise: bool = True, batch_size: int = 32
+    ) -> Float[np.ndarray, "*n width"]:
+        """A vector a text.
+
+        Args:
+          texts: One or many.
+          pool: ``mean`` over tokens, ``first`` or ``last`` token, or ``own``: as the objective gives them to probes.
+          normalise: To length 1.
+          batch_size: How many go through the model at once.
+
+        Raises:
+          UserError: a text without a token.
+        """
+        found = self._texts(Embed(pool, normalise), texts, batch_size)
+        if not isinstance(found, list):
+            return found.embedding
+        return np.stack([one.embedding for one in found]) if found else np.zeros((0, 0), np.float32)
+
+    def generate(
+        self,
+        prompts: Texts,
+        *,
+        new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> Generated | list[Generated]:
+        """How texts go on.
+
+        Raises:
+          UserError: a prompt and ``new_tokens`` are more than the model has positions for.
+        """
+        return self._texts(Generate(new_tokens, temperature, top_k, top_p, seed), prompts, batch_size)
+
+    def classify(self, texts: Texts, *, batch_size: int = 32) -> Classified | list[Classified]:
+        """Labels with probabilities.
+
+        Raises:
+          UserError: a text without a token.
+        """
+        return self._texts(Classify(), texts, batch_size)
+
+    def answers(self, verb: Verb, records: Sequence[Mapping[str, Any]], batch_size: int) -> Any:
+        """An iterator over the answers to records, which hold the verb's fields.
+
+        Raises:
+          UserError: the run cannot do it, or a record cannot be answered; before anything is computed.
+        """
+        name = next(name for name, path in VERBS.items() if path.endswith(f":{type(verb).__name__}"))
+        self.require(name)
+        return self._answerer.results(verb, records, batch_size)
+
+    def require(self, verb: str) -> None:
+        """Refuses a verb that the run cannot do.
+
+        Raises:
+          UserError: it cannot; names what it can.
+        """
+        choose(verb, VERBS, "verb")
+        if verb not in self.verbs:
+            raise UserError(
+                f"{self.run.name} is a run of {self.run.kind} and cannot {verb}; it can {', '.join(self.verbs)}"
+            )
+
+    def _texts(self, verb: Verb, texts: Texts, batch_size: int) -> Any:
+        alone = isinstance(texts, str)
+        texts = [texts] if alone else list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(index, f"expected a text, got {type(text).__name__}")
+        found = list(self.answers(verb, [{"text": text} for text in texts], batch_size))
+        cut = sum(getattr(one, "tokens_left_out", 0) > 0 for one in found)
+        if cut:
+            note = f"{cut} of {len(found)} texts are longer than the {self.run.longest} tokens that the model sees"
+            warnings.warn(f"{note}; the rest of each was left out", stacklevel=3)
+        return found[0] if alone else found
+
+
+def verb_class(name: str) -> type[Verb]:
+    """The class behind a verb's name."""
+    return load_class(name, VERBS, "verb", Verb)

@@ -1,0 +1,104 @@
+"""What a verb is: from records to rows of tokens, through one compiled function, to results.
+
+A verb is a frozen dataclass of its options. `batching.results` drives it: ``encode`` each record, ``batch`` rows of
+like length, ``compute`` on the device, ``result`` for each row.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array, Int
+
+from sslx.errors import UserError
+from sslx.inference.loading import LoadedRun
+from sslx.objective import Objective
+
+
+class InputError(UserError):
+    """One of many inputs is refused; ``index`` counts from 0."""
+
+    def __init__(self, index: int, reason: str):
+        super().__init__(f"input {index}: {reason}")
+        self.index, self.reason = index, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One input as the model sees it."""
+
+    tokens: Sequence[int]
+    tokens_left_out: int = 0  # at its end, since the model sees no more
+    token_types: Sequence[int] | None = None  # of pairs
+    picked: tuple[int, ...] = ()  # positions that are asked about
+
+
+class Verb(abc.ABC):
+    """Something that a run can do; the fields of a subclass are its options."""
+
+    fields: ClassVar[tuple[str, ...]] = ("text",)  # of a record, all needed
+    optional: ClassVar[tuple[str, ...]] = ()  # of a record
+
+    @classmethod
+    @abc.abstractmethod
+    def serves(cls, objective: Objective) -> bool:
+        """Whether runs of an objective can do it."""
+
+    def check(self, run: LoadedRun) -> None:  # noqa: B027
+        """Refuses options that do not fit the run.
+
+        Raises:
+          UserError: they do not.
+        """
+
+    @abc.abstractmethod
+    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
+        """Tokens of one record.
+
+        Raises:
+          UserError: the record cannot be answered.
+        """
+
+    def batch(self, rows: Sequence[Row], indices: Sequence[int], length: int) -> dict[str, Int[np.ndarray, "rows ..."]]:
+        """Arrays for ``compute``: rows that begin at the left and are padded to ``length``, with their ``indices``."""
+        batch = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "segment_ids", "positions")}
+        if any(row.token_types is not None for row in rows):
+            batch["token_types"] = np.zeros((len(rows), length), np.int32)
+        for place, row in enumerate(rows):
+            size = len(row.tokens)
+            batch["tokens"][place, :size] = row.tokens
+            batch["segment_ids"][place, :size] = 1
+            batch["positions"][place, :size] = np.arange(size)
+            if row.token_types is not None:
+                batch["token_types"][place, :size] = row.token_types
+        return batch | {"row": np.asarray(indices, np.int32)}
+
+    @property
+    def compiled_as(self) -> Verb:
+        """The verb without options that ``compute`` does not depend on."""
+        return self
+
+    @abc.abstractmethod
+    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """What the device does, pure; one entry a row in each array. ``variables`` are the run's, as arguments."""
+
+    @abc.abstractmethod
+    def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Any:
+        """The answer, a dataclass, from a row's part of what ``compute`` returned."""
+
+
+def whole_document(run: LoadedRun, text: str) -> Row:
+    """A text as fine-tuning sees it: ``[CLS] text [SEP]``, cut where the run's rows end.
+
+    Raises:
+      UserError: there is no token in it.
+    """
+    ids = run.tokens_of(text)
+    if not ids:
+        raise UserError(f"there is no token in the text {text!r}")
+    kept = ids if run.longest is None else ids[: run.longest - 2]
+    return Row([run.words.cls_id, *kept, run.words.sep_id], len(ids) - len(kept))
