@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from one_step import MESHES, assert_close, one_step, prepared, recording
 
 from sslx.config import MeshConfig
 from sslx.errors import UserError
@@ -17,14 +18,7 @@ from sslx.models.bert import BertConfig
 from sslx.objective import Mean, Objective, Out, Rows, Sum, Term
 from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
 from sslx.train import sharding
-from sslx.train.step import TrainState, finish_means, make_eval_step, make_train_step
-
-MESHES = {
-    "data": MeshConfig(data=8),
-    "fsdp": MeshConfig(data=1, fsdp=8),
-    "all": MeshConfig(data=2, fsdp=2, tensor=2),
-    "sequence": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
-}
+from sslx.train.step import finish_means, make_eval_step, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -44,45 +38,10 @@ def make_objective(vocabulary):
     return make
 
 
-def recording() -> optax.GradientTransformation:
-    """An optimizer that moves nothing and keeps the gradients as its state."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(jnp.zeros_like, updates), updates
-
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-
-
 @pytest.fixture(scope="module")
 def variables(make_objective, batch):
     """One set of boxed initial variables, on the host."""
     return jax.device_get(jax.jit(lambda: make_objective(0.1).init(jax.random.key(5), batch))())
-
-
-def prepared(objective, variables, batch, mesh, micro_batches=1):
-    """The jitted step, a state at step 3 and the batch, placed on the mesh; enter ``on_mesh`` before."""
-    shardings, _ = sharding.parameter_shardings(variables, mesh, tolerance=0.0)
-    variables = jax.device_put(sharding.unbox(variables), shardings)
-    optimizer = recording()
-    step = make_train_step(objective, optimizer, optax.constant_schedule(0.1), seed=7, micro_batches=micro_batches)
-    state = TrainState(jnp.int32(3), variables["params"], variables["state"], optimizer.init(variables["params"]))
-    return jax.jit(step), state, jax.device_put(batch, sharding.batch_sharding(mesh))
-
-
-def one_step(objective, variables, batch, mesh_config=None, devices=1, micro_batches=1):
-    mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
-    with sharding.on_mesh(mesh):
-        step, state, placed = prepared(objective, variables, batch, mesh, micro_batches)
-        after, metrics = step(state, placed)
-        return jax.device_get(after), jax.device_get(metrics)
-
-
-def assert_close(expected, found, share=2e-5):
-    """Every array agrees to ``share`` of its largest value."""
-    for path, value in jax.tree_util.tree_leaves_with_path(expected):
-        other = dict(jax.tree_util.tree_leaves_with_path(found))[path]
-        error = np.max(np.abs(value - other)) if np.size(value) else 0.0
-        assert error <= share * np.max(np.abs(value)) + 1e-7, f"{jax.tree_util.keystr(path)}: {error}"
 
 
 @pytest.fixture(scope="module")
