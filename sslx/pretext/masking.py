@@ -6,10 +6,13 @@ only and one compilation serves every batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sslx.data.tokenizer import Vocabulary
 from sslx.objective import Batch, row_keys
@@ -21,9 +24,17 @@ def picked_count(length: int, mask_ratio: float) -> int:
 
 
 def mask_tokens(
-    batch: Batch, key: PRNGKeyArray, vocabulary: Vocabulary, mask_ratio: float, *, whole_word: bool
+    batch: Batch,
+    key: PRNGKeyArray,
+    vocabulary: Vocabulary,
+    mask_ratio: float,
+    *,
+    whole_word: bool = False,
+    span: int = 1,
+    hidden: float = 0.8,
+    noise: float = 0.1,
 ) -> dict[str, Array]:
-    """Picks positions and corrupts them: 80 % [MASK], 10 % a random token, 10 % kept.
+    """Picks positions and corrupts them: by default 80 % [MASK], 10 % a random token, 10 % kept.
 
     Args:
       batch: int32[batch, length] ``tokens`` and ``segment_ids``, int32[batch] ``row``.
@@ -31,6 +42,10 @@ def mask_tokens(
       vocabulary: Special ids, the [MASK] id, which tokens continue a word.
       mask_ratio: Share of a row's tokens (special ones counted, as in the original) that is picked.
       whole_word: Pick all pieces of a word or none; a word that would overflow the count is skipped.
+      span: Otherwise pick runs of this many places, of which special tokens are left out and the last is cut short, so
+        that the count stays exact. Runs may touch and overlap, and go on from one document into the next.
+      hidden: Share of the picked that become [MASK].
+      noise: Share of the picked that become a random token; the rest are kept.
 
     Returns:
       int32[batch, length] ``tokens`` corrupted, int32[batch, picked] ``positions`` and ``targets``, and
@@ -53,14 +68,14 @@ def mask_tokens(
             starts = candidates & ~(jnp.asarray(continuation)[tokens] & _follows(candidates, segment_ids))
             picked = _pick_words(starts, candidates, wanted, pick_key)
         else:
-            picked = _pick_tokens(candidates, wanted, pick_key)
+            picked = _pick_tokens(candidates, wanted, pick_key, span)
         # A stable sort puts the picked positions first, in reading order.
         positions = jnp.argsort(~picked, stable=True)[:count]
         weights = picked[positions].astype(jnp.float32)
         targets = tokens[positions]
         kind = jax.random.uniform(kind_key, (count,))
-        noise = jax.random.randint(token_key, (count,), 0, vocabulary.size, tokens.dtype)
-        corrupted = jnp.where(kind < 0.8, vocabulary.mask_id, jnp.where(kind < 0.9, noise, targets))
+        drawn = jax.random.randint(token_key, (count,), 0, vocabulary.size, tokens.dtype)
+        corrupted = jnp.where(kind < hidden, vocabulary.mask_id, jnp.where(kind < hidden + noise, drawn, targets))
         corrupted = jnp.where(weights > 0, corrupted, targets).astype(tokens.dtype)
         return {
             "tokens": tokens.at[positions].set(corrupted, unique_indices=True),
@@ -72,8 +87,16 @@ def mask_tokens(
     return jax.vmap(one_row)(batch["tokens"], batch["segment_ids"], row_keys(key, batch["row"]))
 
 
-def _pick_tokens(candidates: Bool[Array, "length"], wanted: Int[Array, ""], key: PRNGKeyArray) -> Bool[Array, "length"]:
-    order = jnp.argsort(jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0))
+def _pick_tokens(
+    candidates: Bool[Array, "length"], wanted: Int[Array, ""], key: PRNGKeyArray, span: int
+) -> Bool[Array, "length"]:
+    # Runs are taken in the order of their draws, so a place comes when the first run over it does. Some begin before
+    # the row, or its first places would be under fewer runs than the others. The sort is stable: the run that
+    # overflows the count loses its right end.
+    length = candidates.shape[0]
+    draws = jax.random.uniform(key, (length + span - 1,))
+    first = jnp.stack([draws[start : start + length] for start in range(span)]).min(axis=0)
+    order = jnp.argsort(jnp.where(candidates, first, 2.0), stable=True)
     rank = jnp.argsort(order)
     return candidates & (rank < wanted)
 
@@ -99,3 +122,34 @@ def _pick_words(
     _, fits = jax.lax.scan(take, jnp.zeros((), jnp.int32), sizes[order])
     chosen = jnp.zeros(length + 1, bool).at[order].set(fits)
     return candidates & chosen[word]
+
+
+def masking_table(
+    tokenizer: Any,
+    batch: Mapping[str, np.ndarray],
+    seen: Int[np.ndarray, "batch length"],
+    picked: Int[np.ndarray, "batch picked"],
+    weights: Float[np.ndarray, "batch picked"],
+) -> list[dict[str, str]]:
+    """Rows of a preview: what is seen of each text and what was there, and how many positions are picked."""
+    rows = []
+    for tokens, segments, corrupted, positions, weight in zip(
+        batch["tokens"], batch["segment_ids"], seen, picked, weights, strict=True
+    ):
+        real, hit = segments > 0, set(positions[weight > 0].tolist())
+        words, shown = (tokenizer.convert_ids_to_tokens(ids) for ids in (tokens, corrupted))
+        text = [f"[{s} <- {w}]" if i in hit else w for i, (w, s) in enumerate(zip(words, shown, strict=True))]
+        rows.append(
+            {
+                "text": " ".join(token for token, there in zip(text, real, strict=True) if there),
+                "tokens": f"{int(real.sum())} of {len(real)}, {len(hit)} picked (shown as [seen <- original])",
+                "segments": runs(segments),
+            }
+        )
+    return rows
+
+
+def runs(values: np.ndarray) -> str:
+    """``1 x 40, 2 x 24`` for runs of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    return ", ".join(f"{run[0]} x {len(run)}" for run in np.split(values, edges))

@@ -31,7 +31,7 @@ from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pooling import mean_pool
 from sslx.models.text import build_text_model
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
-from sslx.pretext.masking import mask_tokens, picked_count
+from sslx.pretext.masking import mask_tokens, masking_table, picked_count, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,28 +208,9 @@ class MaskedLanguageModel(Objective):
         return rows
 
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        rows = []
-        for row in range(len(batch["row"])):
-            real = batch["segment_ids"][row] > 0
-            words = self.tokenizer.convert_ids_to_tokens(batch["tokens"][row])
-            seen = self.tokenizer.convert_ids_to_tokens(viewed["tokens"][row])
-            picked = set(viewed["picked"][row][viewed["weights"]["mlm"][row] > 0].tolist())
-            text = [f"[{s} <- {w}]" if i in picked else w for i, (w, s) in enumerate(zip(words, seen, strict=True))]
-            text = [token for token, there in zip(text, real, strict=True) if there]
-            rows.append(
-                {
-                    "text": " ".join(text),
-                    "tokens": f"{int(real.sum())} of {len(real)}, {len(picked)} picked (shown as [seen <- original])",
-                    "segments": _runs(batch["segment_ids"][row]),
-                }
-            )
-            if self.pretext.sentence:
-                rows[-1]["token types"] = _runs(batch["token_types"][row][real])
-                rows[-1]["sentence label"] = str(batch["sentence_label"][row])
+        rows = masking_table(self.tokenizer, batch, viewed["tokens"], viewed["picked"], viewed["weights"]["mlm"])
+        if self.pretext.sentence:
+            for row, fields in enumerate(rows):
+                fields["token types"] = runs(batch["token_types"][row][batch["segment_ids"][row] > 0])
+                fields["sentence label"] = str(batch["sentence_label"][row])
         return rows
-
-
-def _runs(values: np.ndarray) -> str:
-    """``1 x 40, 2 x 24`` for runs of equal values."""
-    edges = np.flatnonzero(np.diff(values)) + 1
-    return ", ".join(f"{run[0]} x {len(run)}" for run in np.split(values, edges))

@@ -165,3 +165,57 @@ def test_masks_differ_between_rows_and_between_keys(vocabulary):
     one, other = masked(batch, vocabulary), masked(batch, vocabulary, key=1)
     assert len({tuple(row) for row in one["positions"].tolist()}) == 8
     assert (one["positions"] != other["positions"]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("hidden", [0.85, 1.0])
+def test_without_random_tokens_a_picked_one_is_hidden_or_kept(packed_rows, vocabulary, hidden):
+    batch = packed_rows(200, 64)
+    mask = jax.jit(lambda b: mask_tokens(b, jax.random.key(0), vocabulary, 0.15, hidden=hidden, noise=0.0))
+    found = jax.device_get(mask(batch))
+    real = found["weights"] > 0
+    seen = np.take_along_axis(found["tokens"], found["positions"], axis=1)[real]
+    kept = seen == found["targets"][real]
+    assert set(seen[~kept]) == {vocabulary.mask_id}
+    assert abs(kept.mean() - (1 - hidden)) <= 5 * np.sqrt(hidden * (1 - hidden) / real.sum())
+    np.testing.assert_array_equal(found["positions"], masked(batch, vocabulary)["positions"])
+
+
+@pytest.mark.parametrize("span", [1, 3, 4])
+def test_spans_are_taken_in_the_order_of_their_draws_until_the_count_is_reached(
+    packed_rows, vocabulary, monkeypatch, span
+):
+    batch, length, ratio = packed_rows(50, 40, seed=3), 40, 0.35
+    draw = np.random.default_rng(span).permutation(length + span - 1).astype(np.float32) / 64
+    monkeypatch.setattr(masking.jax.random, "uniform", lambda key, shape: jnp.asarray(draw[: shape[0]]))
+    mask = jax.jit(lambda b: mask_tokens(b, jax.random.key(0), vocabulary, ratio, span=span, hidden=1.0, noise=0.0))
+    found = jax.device_get(mask(batch))
+    cut = 0
+    for row in range(50):
+        tokens, segments = batch["tokens"][row].tolist(), batch["segment_ids"][row]
+        candidates = {i for i in range(length) if segments[i] > 0 and tokens[i] not in vocabulary.special_ids}
+        wanted, picked = max(1, round(ratio * int((segments > 0).sum()))), []
+        for begin in sorted(range(length + span - 1), key=lambda begin: draw[begin]):
+            places = range(begin - span + 1, begin + 1)  # the first begin before the row
+            new = [i for i in places if i in candidates and i not in picked]
+            cut += len(new) > wanted - len(picked) > 0
+            picked += new[: wanted - len(picked)]
+        assert picked_positions(found, row) == sorted(picked)
+        assert (found["tokens"][row, sorted(picked)] == vocabulary.mask_id).all()
+    assert cut > 0 or span == 1
+
+
+def test_spans_are_runs_with_exact_counts_and_every_place_is_as_likely(vocabulary):
+    rows, length = 2000, 40
+    tokens = np.random.default_rng(0).integers(5, 120, (rows, length)).astype(np.int32)
+    batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "row": np.arange(rows, dtype=np.int32)}
+    mask = jax.jit(lambda b: mask_tokens(b, jax.random.key(0), vocabulary, 0.3, span=4, hidden=1.0, noise=0.0))
+    found = jax.device_get(mask(batch))
+    assert (found["weights"].sum(axis=1) == 12).all()
+    places = np.bincount(found["positions"].ravel(), minlength=length)
+    # Places of a row hang together in fours, so counts spread wider than independent ones.
+    assert np.abs(places / (rows * 0.3) - 1).max() < 0.15
+    hidden = found["tokens"] == vocabulary.mask_id
+    runs = (np.diff(hidden.astype(int), axis=1, prepend=0) == 1).sum(axis=1)
+    assert 2 < runs.mean() < 4  # alone they would be about 8.6
+    part = jax.device_get(mask({name: array[7:9] for name, array in batch.items()}))
+    np.testing.assert_array_equal(part["positions"], found["positions"][7:9])
