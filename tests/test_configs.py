@@ -47,6 +47,17 @@ def test_bert_of_every_size_has_its_published_parameters(size):
     assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(MILLIONS[size], rel=0.01)
 
 
+@pytest.mark.parametrize(("size", "discriminator"), {"small": 13.6, "base": 109.5, "large": 335.2}.items())
+def test_electra_of_every_size_has_its_published_parameters(size, discriminator):
+    boxed = shapes("electra.py", size)
+    kept = [boxed["encoder"], boxed["discriminator_head"]]
+    assert sum(leaf.size for leaf in jax.tree.leaves(kept)) / 1e6 == pytest.approx(discriminator, rel=0.01)
+
+
+def test_data2vec_of_its_published_size_builds():
+    shapes("span_context.py", "base")
+
+
 @pytest.mark.parametrize("size", GPT_SIZES)
 def test_gpt_of_every_size_builds(size):
     shapes("gpt_clm.py", size)

@@ -7,11 +7,12 @@ ModernBERT-like variant (pre-LN, RoPE, GeGLU, no biases).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init, look_up, padded_vocabulary
@@ -24,6 +25,13 @@ SIZES = {
     "small": dict(layers=4, width=512, heads=8, mlp_width=2048),
     "base": dict(layers=12, width=768, heads=12, mlp_width=3072),
     "large": dict(layers=24, width=1024, heads=16, mlp_width=4096),
+}
+
+# google-research/electra: base and large are BERT's.
+ELECTRA_SIZES = {
+    "small": dict(layers=12, width=256, heads=4, mlp_width=1024, embed_width=128),
+    "base": SIZES["base"],
+    "large": SIZES["large"],
 }
 
 MODERN = dict(norm_position="pre", positions="rope", glu=True, bias=False, norm_eps=1e-5)
@@ -97,11 +105,25 @@ class Embeddings(nn.Module):
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length width"]:
+        return self.projected(self.summed(tokens, token_types, positions, deterministic=deterministic))
+
+    def summed(
+        self,
+        tokens: Int[Array, "batch length"],
+        token_types: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length table_width"]:
+        """The embeddings at the tables' own width, which models of several widths may share (ELECTRA)."""
         x = look_up(self.word, "act_vocab", tokens) + look_up(self.token_type, None, token_types)
         if self.config.positions == "learned":
             x = x + look_up(self.position, None, positions)
         x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
-        x = self.drop(self.norm(x), deterministic=deterministic)
+        return self.drop(self.norm(x), deterministic=deterministic)
+
+    def projected(self, x: Float[Array, "batch length table_width"]) -> Float[Array, "batch length width"]:
+        """The embeddings at the model's width."""
         return x if self.config.table_width == self.config.width else self.project(x)
 
 
@@ -125,10 +147,18 @@ class BertEncoder(nn.Module):
           picked: Positions to compute; None: all.
           deterministic: No dropout.
         """
-        tokens = batch["tokens"]
-        token_types = batch.get("token_types", jnp.zeros_like(tokens))
-        x = self.embeddings(tokens, token_types, batch["positions"], deterministic=deterministic)
+        x = self.embeddings(*embedded(batch), deterministic=deterministic)
         return self.transformer(x, batch["segment_ids"], batch["positions"], picked, deterministic=deterministic)
+
+    def each_layer(self, batch: dict[str, Any], keep: Callable[[Array], Array]) -> Shaped[Array, "layers ..."]:
+        """What ``keep`` makes of each layer's MLP output ``[batch, length, width]``; no dropout."""
+        x = self.embeddings(*embedded(batch), deterministic=True)
+        return self.transformer.each_layer(x, batch["segment_ids"], batch["positions"], keep)
+
+
+def embedded(batch: dict[str, Any]) -> tuple[Int[Array, "batch length"], ...]:
+    """What is embedded of a batch: its tokens, token types (0 where it has none) and positions."""
+    return batch["tokens"], batch.get("token_types", jnp.zeros_like(batch["tokens"])), batch["positions"]
 
 
 class MaskedTokenHead(nn.Module):

@@ -10,6 +10,7 @@ the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -256,6 +257,7 @@ class Block(nn.Module):
         x = _pick(x, picked) + drop(attended, deterministic=deterministic)
         x = x if pre else attention_norm(x)
         y = mlp(mlp_norm(x) if pre else x)
+        self.sow("layer", "mlp_out", y)  # costs nothing unless a caller asks for the collection
         x = x + drop(y, deterministic=deterministic)
         x = x if pre else mlp_norm(x)
         return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), cache
@@ -294,28 +296,52 @@ class Transformer(nn.Module):
         Nothing above the last layer looks at the other positions then, so the last layer's queries, output projection
         and MLP are computed for the picked ones only: the same numbers for a fraction of that layer's arithmetic.
         """
+        x, _ = self._run(x, segment_ids, positions, picked, None, deterministic)
+        return self.final_norm(x) if self.config.norm_position == "pre" else x
+
+    def each_layer(
+        self,
+        x: Float[Array, "batch length width"],
+        segment_ids: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        keep: Callable[[Array], Array],
+    ) -> Shaped[Array, "layers ..."]:
+        """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
+        return self._run(x, segment_ids, positions, None, keep, True)[1]
+
+    def _run(
+        self,
+        x: Array,
+        segment_ids: Array,
+        positions: Array,
+        picked: Array | None,
+        keep: Callable[[Array], Array] | None,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None]:
+        """The states after the last layer and, with ``keep``, what it made of each layer."""
         config = self.config
         key = None if deterministic else self.make_rng("dropout")
 
-        def apply(x: Array, params: Any, layer: Array | int, picked: Array | None = None) -> Array:
+        def apply(x: Array, params: Any, layer: Array | int, picked: Array | None = None) -> tuple[Array, Array | None]:
             rngs = {} if deterministic else {"dropout": jax.random.fold_in(key, layer)}
-            x, _ = self.block.apply(
-                {"params": params}, x, segment_ids, positions, picked, deterministic=deterministic, rngs=rngs
+            given, wanted = (x, segment_ids, positions, picked), ["layer"] if keep else []
+            (x, _), inside = self.block.apply(
+                {"params": params}, *given, deterministic=deterministic, rngs=rngs, mutable=wanted
             )
-            return x
+            return x, keep(inside["layer"]["mlp_out"][0]) if keep else None
 
         if REMAT[config.remat] is not None:
             apply = jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=False)
         whole = config.layers if picked is None else config.layers - 1
-        x, _ = jax.lax.scan(
-            lambda x, scanned: (apply(x, *scanned), None),
+        x, kept = jax.lax.scan(
+            lambda x, scanned: apply(x, *scanned),
             x,
             (jax.tree.map(lambda array: array[:whole], self.layers), jnp.arange(whole)),
             unroll=self._unroll(whole),
         )
         if picked is not None:
-            x = apply(x, jax.tree.map(lambda array: array[-1], self.layers), whole, picked)
-        return self.final_norm(x) if config.norm_position == "pre" else x
+            x, _ = apply(x, jax.tree.map(lambda array: array[-1], self.layers), whole, picked)
+        return x, kept
 
     def extend(
         self,

@@ -1,0 +1,256 @@
+"""Context prediction (data2vec, arXiv 2202.03555 and 2212.07525): predict a teacher's view of masked spans.
+
+In: rows of tokens, segment ids and positions. Views: spans of each row become [MASK], an exact count of places. Out:
+one term, the distance between what the student, who sees the masked row, predicts at the masked places and what the
+teacher, who sees the whole row, makes of them: the mean over its top layers of their MLP outputs before the residual
+sum, each normalised without scale and bias. No token is guessed, so it is a discriminative alternative to masked
+language modelling.
+
+The teacher is an exponential moving average of the student's transformer, kept in ``state``; the embeddings are the
+student's own, which the paper found slightly better (fairseq's ``ema_transformer_layers_only``). It runs without
+dropout and takes no gradient. The product is the student, which is what fairseq fine-tunes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sslx.config import build
+from sslx.data.rows import abstract_row
+from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
+from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
+from sslx.errors import UserError, choose
+from sslx.models.bert import BertConfig, BertEncoder
+from sslx.models.layers import Dense, gelu
+from sslx.models.pooling import mean_pool
+from sslx.models.text import build_text_model
+from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.pretext.masking import mask_tokens, masking_table, picked_count
+
+EPS = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanContextConfig:
+    """``config.pretext`` of ``name="span_context"``."""
+
+    name: str = "span_context"
+    mask_ratio: float = 0.35
+    span: int = 4  # places in a masked run
+    top_layers: int = 10  # of the teacher, whose mean is the target
+    target_norm: str = "layer"  # of each layer: over its width (data2vec's text) | instance: over the row (data2vec 2)
+    smooth_beta: float = 0.0  # distance where smooth L1 turns from square to line; 0: square everywhere
+    ema_start: float = 0.999
+    ema_end: float = 0.9999
+    ema_steps: int = 300_000  # from one to the other
+
+    def __post_init__(self):
+        if not 0 < self.mask_ratio < 1:
+            raise UserError(f"config.pretext.mask_ratio is {self.mask_ratio}; expected a share between 0 and 1")
+        for name in ("span", "top_layers", "ema_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.pretext.{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("ema_start", "ema_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.pretext.{name} is {getattr(self, name)}; expected 0 to 1")
+        if self.smooth_beta < 0:
+            raise UserError(f"config.pretext.smooth_beta is {self.smooth_beta}; expected at least 0")
+        choose(self.target_norm, ("layer", "instance"), "config.pretext.target_norm")
+
+
+class RegressionHead(nn.Module):
+    """Dense to twice the width, GELU, dense back."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch picked width"]) -> Float[Array, "batch picked width"]:
+        width, dtype = self.config.width, self.config.compute_dtype
+        x = gelu(Dense(2 * width, ("embed", "mlp"), dtype=dtype, name="up")(x))
+        return Dense(width, ("mlp", "embed"), dtype=dtype, name="down")(x).astype(jnp.float32)
+
+
+class Student(nn.Module):
+    """Encoder and regression head."""
+
+    config: BertConfig
+    vocab_size: int
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config, self.vocab_size)
+        self.regression_head = RegressionHead(self.config)
+
+    def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch picked width"]:
+        batch = batch | {"tokens": batch["masked"]}
+        return self.regression_head(self.encoder(batch, batch["picked"], deterministic=deterministic))
+
+
+def normalised(
+    x: Float[Array, "batch length width"], segment_ids: Int[Array, "batch length"], kind: str
+) -> Float[Array, "batch length width"]:
+    """Mean 0 and variance 1 in float32: of each token over the width, or of each feature over the row's real tokens."""
+    x = x.astype(jnp.float32)
+    if kind == "layer":
+        return jax.nn.standardize(x, axis=-1, epsilon=EPS)
+    real = (segment_ids > 0).astype(jnp.float32)[..., None]
+    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
+    centred = x - jnp.sum(real * x, axis=1, keepdims=True) / count
+    return centred * jax.lax.rsqrt(jnp.sum(real * centred**2, axis=1, keepdims=True) / count + EPS)
+
+
+def distance(difference: Float[Array, "..."], smooth_beta: float) -> Float[Array, "..."]:
+    """The square or, with a ``smooth_beta``, smooth L1: half the square over it up to there, then a line."""
+    if not smooth_beta:
+        return difference**2
+    size = jnp.abs(difference)
+    return jnp.where(size < smooth_beta, 0.5 * size**2 / smooth_beta, size - 0.5 * smooth_beta)
+
+
+def spread(x: Float[Array, "batch picked width"], weights: Float[Array, "batch picked"]) -> Float[Array, ""]:
+    """The variance over weighted places of each feature, averaged over the features."""
+    weights = (weights / jnp.maximum(jnp.sum(weights), 1.0))[..., None]
+    mean = jnp.sum(weights * x, axis=(0, 1))
+    return jnp.mean(jnp.sum(weights * (x - mean) ** 2, axis=(0, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanContext(Objective):
+    """The objective of ``config.pretext.name = "span_context"``."""
+
+    pretext: SpanContextConfig
+    model: BertConfig
+    vocabulary: Vocabulary
+    tokenizer: Any  # decodes tokens in ``preview``
+
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SpanContext, PreparedText]:
+        """Builds objective and data from the written config; arguments and errors as for `Objective.prepare`."""
+        pretext, model, data_config = cls._built(config)
+        data = prepare_text(data_config, layout="packed", tokenizer_override=tokenizer, seed=config["seed"])
+        return cls(pretext, model, data.vocabulary, data.tokenizer), data
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[SpanContext, dict[str, jax.ShapeDtypeStruct]]:
+        pretext, model, data_config = cls._built(config)
+        row = abstract_row(data_config.seq_len, "packed")
+        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> SpanContext:
+        pretext, model, _ = cls._built(config)
+        tokenizer, words = saved_tokenizer(run)
+        return cls(pretext, model, words, tokenizer)
+
+    @staticmethod
+    def _built(config: Mapping[str, Any]) -> tuple[SpanContextConfig, BertConfig, TextConfig]:
+        pretext = build(SpanContextConfig, config["pretext"], "config.pretext")
+        data_config = build(TextConfig, config["data"], "config.data")
+        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
+        if pretext.top_layers > model.layers:
+            raise UserError(
+                f"config.pretext.top_layers {pretext.top_layers} is more than config.model.layers {model.layers}; "
+                "expected at most that"
+            )
+        return pretext, model, data_config
+
+    @property
+    def module(self) -> Student:
+        """The Linen module of what is trained."""
+        return Student(self.model, self.vocabulary.size)
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        seen = {"masked": batch["tokens"], "picked": jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)}
+        params = self.module.init(key, batch | seen, deterministic=True)["params"]
+        # A copy: the step donates both, and one buffer cannot be given twice.
+        teacher = jax.tree.map(jnp.copy, params["encoder"]["transformer"])
+        return {"params": params, "state": {"teacher": teacher}}
+
+    def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
+        pretext = self.pretext
+        masked = mask_tokens(batch, key, self.vocabulary, pretext.mask_ratio, span=pretext.span, hidden=1.0, noise=0.0)
+        added = {"masked": masked["tokens"], "picked": masked["positions"]}
+        return batch | added | {"weights": {"regression": masked["weights"]}}
+
+    def targets(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch picked width"]:
+        """What the teacher makes of the picked places of whole rows; no gradient."""
+
+        def keep(y: Float[Array, "batch length width"]) -> Float[Array, "batch picked width"]:
+            y = normalised(y, batch["segment_ids"], self.pretext.target_norm)
+            return jnp.take_along_axis(y, batch["picked"][..., None], axis=1)
+
+        teacher = {"embeddings": params["encoder"]["embeddings"], "transformer": state["teacher"]}
+        teacher = jax.lax.stop_gradient(teacher)
+        encoder = BertEncoder(self.model, self.vocabulary.size)
+        layers = encoder.apply({"params": teacher}, batch, keep, method="each_layer")
+        return jnp.mean(layers[-self.pretext.top_layers :], axis=0)
+
+    def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        weights = batch["weights"]["regression"]
+        targets = self.targets(params, state, batch)
+        predicted = self.module.apply({"params": params}, batch, deterministic=not train, rngs={"dropout": key})
+        # fairseq adds up over the width, where this is the mean: Adam does not see the difference, a reader does.
+        each = jnp.mean(distance(predicted - targets, self.pretext.smooth_beta), axis=-1)
+        count = jnp.sum(weights)
+        metrics = {
+            "error": Mean(jnp.sum(weights * jnp.mean((predicted - targets) ** 2, axis=-1)), count),
+            # Variances over the (micro-)batch at hand. Both fall to 0 when the teacher collapses, the second alone
+            # when the student predicts one vector everywhere.
+            "target_variance": Mean(count * spread(targets, weights), count),
+            "prediction_variance": Mean(count * spread(predicted, weights), count),
+        }
+        return Out({"regression": Term(jnp.sum(weights * each))}, metrics)
+
+    def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
+        """Moves the teacher towards the student; the first update copies it.
+
+        A run that starts from another (``config.init``) replaces the student's encoder after the teacher was made.
+        """
+        momentum = jnp.where(step == 0, 0.0, self.momentum(step))
+        move = lambda old, new: momentum * old + (1.0 - momentum) * new.astype(jnp.float32)  # noqa: E731
+        return {"teacher": jax.tree.map(move, state["teacher"], params["encoder"]["transformer"])}
+
+    def momentum(self, step: Array) -> Float[Array, ""]:
+        """The teacher's momentum: a line from ``ema_start`` to ``ema_end`` over ``ema_steps`` updates."""
+        pretext = self.pretext
+        done = jnp.minimum(step / pretext.ema_steps, 1.0)
+        return pretext.ema_start + (pretext.ema_end - pretext.ema_start) * done
+
+    @classmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        return {"params": params["encoder"]}
+
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
+        return mean_pool(x, batch["segment_ids"])
+
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        rows, length = batch_shapes["tokens"]
+        picked = picked_count(length, self.pretext.mask_ratio)
+        student = self.model.flops_per_row(length, picked) + 8 * picked * self.model.width**2
+        return rows * (3.0 * student + self.model.flops_per_row(length))
+
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        """None: the best constant prediction errs by the targets' variance, which moves with the teacher.
+
+        Normalised over the row (``target_norm="instance"``) each layer has variance 1, and the mean of K layers between
+        1/K and 1, by how alike they are; normalised over the width nothing is known, and a constant teacher has 0. So
+        the loss says nothing by itself: ``explained`` sets it against the variance of the same targets.
+        """
+        return None
+
+    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        # The share of the targets' variance that is predicted: 0 for the best constant, whatever the scale.
+        return {"explained": 1.0 - metrics["error"] / max(metrics["target_variance"], 1e-12)}
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        """What the student will see; the teacher sees the originals."""
+        return masking_table(self.tokenizer, batch, viewed["masked"], viewed["picked"], viewed["weights"]["regression"])
