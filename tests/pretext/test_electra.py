@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from one_step import MESHES, assert_close, one_step
 
@@ -15,7 +16,7 @@ from sslx.errors import UserError
 from sslx.models.bert import MODERN, BertConfig
 from sslx.pretext.electra import Electra, ElectraConfig, fill_in, generator_of, sample
 from sslx.train.sharding import unbox
-from sslx.train.step import finish_means, make_eval_step
+from sslx.train.step import TrainState, finish_means, make_eval_step, make_train_step
 
 SIZE = dict(layers=2, width=32, heads=4, mlp_width=64, max_length=32, embed_width=16)
 
@@ -257,6 +258,33 @@ def test_what_cannot_be_is_refused():
         ElectraConfig(discriminator_weight=-1.0)
     with pytest.raises(UserError, match=r"generator_width 0.25 of config.model.width 36 is 9; expected an even width"):
         generator_of(BertConfig(layers=1, width=36, heads=2, mlp_width=8, **MODERN), 0.25)
+
+
+def test_the_discriminator_learns_what_a_guessing_generator_replaces(make_objective):
+    # A row says one token over and over: a false one stands out, and a generator of width 2 cannot copy.
+    tokens = np.repeat(np.random.default_rng(0).integers(5, 45, (32, 1)), 24, axis=1).astype(np.int32)
+    batch = {
+        "tokens": tokens,
+        "segment_ids": np.ones((32, 24), np.int32),
+        "positions": np.tile(np.arange(24, dtype=np.int32), (32, 1)),
+        "row": np.arange(32, dtype=np.int32),
+    }
+    objective = make_objective(generator_width=1 / 16, mask_ratio=0.15)
+    params = unbox(jax.jit(lambda: objective.init(jax.random.key(0), batch))())["params"]
+    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 5e-3, 50, 600))
+    step = jax.jit(make_train_step(objective, optimizer, optax.constant_schedule(0.0), seed=0), donate_argnums=0)
+    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    history = []
+    for _ in range(260):
+        state, metrics = step(state, batch)
+        history.append(metrics)
+    last = {name: np.mean([metrics[name] for metrics in history[-20:]]) for name in history[0]}
+    assert float(history[0]["mlm"]) == pytest.approx(math.log(120), abs=0.3)
+    assert last["mlm"] < 3.5  # ln 32 and less: which tokens there are
+    assert last["replaced"] > 0.1
+    assert last["discriminator"] < 0.2 * entropy(last["replaced"])
+    assert last["recall"] > 0.9
+    assert last["precision"] > 0.9
 
 
 def test_preview_shows_what_the_generator_sees(objective, batch, viewed):
