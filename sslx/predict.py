@@ -1,10 +1,10 @@
 """Asks a trained run about a file of texts: ``python -m sslx.predict --run=runs/bert_mlm --input=texts.jsonl``.
 
-In: .jsonl with a field "text" (and perhaps "id"), or .txt with a text a line. Out: a JSON object a line, in the same
-order, with the fields of the input.
+In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify pairs; "question" and "context" to answer), or .txt
+with a text a line. Out: a JSON object a line, in the same order, with the fields of the input.
 
   --run=FOLDER            the run
-  --verb=NAME             fill | generate | classify | embed; default: what the run was trained for
+  --verb=NAME             fill | generate | classify | tag | answer | embed; default: what the run was trained for
   --input=FILE            .jsonl or .txt; - is JSON lines from stdin
   --output=FILE           where to write, whole or not at all; default: - (stdout)
   --overwrite             the output may exist
@@ -14,6 +14,7 @@ order, with the fields of the input.
 
   fill:                   --top=5 guesses for each [MASK]
   generate:               --new_tokens=64 --temperature=0.8 --top_k=K --top_p=1.0 --seed=0
+  answer:                 --top=1 candidates
   embed:                  --pool=mean|first|last|own  --normalise=True
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import InputError, Row, Verb
+from sslx.inference.verb import InputError, OneRow, Row, TaskRows, Verb
 
 WINDOW = 16  # batches whose inputs are sorted by length together
 SHORTEST = 16  # tokens of the shortest batch
@@ -37,13 +37,15 @@ class Answerer:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; expected at least 1")
         verb.check(self.run)
-        rows = []
+        encode = verb.inputs if isinstance(verb, TaskRows) else verb.encode
+        inputs = []
         for index, record in enumerate(records):
             try:
-                rows.append(verb.encode(self.run, record))
+                inputs.append(encode(self.run, record))
             except UserError as error:
                 raise InputError(index, str(error)) from None
-        return self._answers(verb, rows, batch_size)
+        answers = self._task_answers if isinstance(verb, TaskRows) else self._answers
+        return answers(verb, inputs, batch_size)
 
     def compiled(self, verb: Verb) -> Any:
         """The jitted function of a verb."""
@@ -52,7 +54,22 @@ class Answerer:
             self._compiled[key] = jax.jit(lambda variables, batch: key.compute(self.run, variables, batch))
         return self._compiled[key]
 
-    def _answers(self, verb: Verb, rows: Sequence[Row], batch_size: int) -> Iterator[Any]:
+    def _task_answers(self, verb: TaskRows, inputs: Sequence[Any], batch_size: int) -> Iterator[Any]:
+        for start in range(0, len(inputs), WINDOW * batch_size):
+            window = inputs[start : start + WINDOW * batch_size]
+            rows = verb.rows(self.run, window)
+            parts = []
+            for first in range(0, len(rows), batch_size):
+                ids = np.arange(first, min(first + batch_size, len(rows)))
+                size = min(power_of_two(len(ids)), batch_size)
+                padded = np.concatenate([ids, np.repeat(ids[-1:], size - len(ids))])
+                batch = dict(rows.fetch(padded)) | {"row": padded.astype(np.int32)}
+                found = jax.device_get(self.compiled(verb)(self.run.variables, batch))
+                parts.append({name: array[: len(ids)] for name, array in found.items()})
+            predictions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield from verb.results(self.run, predictions, rows, window)
+
+    def _answers(self, verb: OneRow, rows: Sequence[Row], batch_size: int) -> Iterator[Any]:
         for start in range(0, len(rows), WINDOW * batch_size):
             window = range(start, min(start + WINDOW * batch_size, len(rows)))
             by_length = sorted(window, key=lambda index: len(rows[index].tokens))
@@ -65,7 +82,9 @@ class Answerer:
                     found[index] = verb.result(self.run, rows[index], own)
             yield from (found[index] for index in window)
 
-    def _batch(self, verb: Verb, rows: Sequence[Row], indices: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
+    def _batch(
+        self, verb: OneRow, rows: Sequence[Row], indices: Sequence[int], batch_size: int
+    ) -> dict[str, np.ndarray]:
         size = min(power_of_two(len(indices)), batch_size)
         padded = [*indices, *[indices[-1]] * (size - len(indices))]  # a row of padding alone has nothing to attend to
         longest = max(len(rows[index].tokens) for index in indices)

@@ -1,4 +1,4 @@
-"""Classifies texts: a label with its probability, from a run of text classification."""
+"""Classifies texts or pairs of them: a label with its probability, from a run of text classification."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import Row, Verb, whole_document
+from sslx.inference.verb import OneRow, Row, pair_of_texts, whole_document
 from sslx.objective import Objective
 from sslx.tasks.text_classification import TextClassification
 
@@ -26,15 +27,22 @@ class Classified:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify(Verb):
-    """Labels of texts."""
+class Classify(OneRow):
+    """Labels of texts, or of pairs where the run has learned from pairs."""
+
+    optional = ("pair",)
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
         return isinstance(objective, TextClassification)
 
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
-        return whole_document(run, record["text"])
+        pair, paired = record.get("pair"), bool(run.written["data"].get("pair_field"))
+        if paired and pair is None:
+            raise UserError("no second text; the run has learned from pairs")
+        if not paired and pair is not None:
+            raise UserError("a second text, and the run has learned from single ones")
+        return pair_of_texts(run, record["text"], pair) if paired else whole_document(run, record["text"])
 
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         logits = run.objective.module.apply({"params": variables["params"]}, dict(batch), deterministic=True)

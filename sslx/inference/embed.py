@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from sslx.errors import UserError, choose
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import Row, Verb, whole_document
+from sslx.inference.verb import OneRow, Row, whole_document
 from sslx.models.text import TextModelConfig, pooled
 from sslx.objective import Objective
 
@@ -28,7 +28,7 @@ class Embedded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Embed(Verb):
+class Embed(OneRow):
     """Vectors of texts."""
 
     pool: str = "mean"  # over tokens | first | last token | own: the features that the objective's probes are given

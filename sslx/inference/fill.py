@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from sslx.errors import UserError
 from sslx.inference.batching import power_of_two
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import Row, Verb
+from sslx.inference.verb import OneRow, Row
 from sslx.objective import Objective
 from sslx.pretext.mlm import MaskedLanguageModel
 
@@ -39,7 +39,7 @@ class Filled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fill(Verb):
+class Fill(OneRow):
     """Fills the masks of texts."""
 
     top: int = 5  # guesses for each mask

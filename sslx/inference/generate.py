@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import Row, Verb
+from sslx.inference.verb import OneRow, Row
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.objective import Objective, row_keys
 from sslx.pretext.clm import CausalLanguageModel
@@ -28,7 +28,7 @@ class Generated:
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate(Verb):
+class Generate(OneRow):
     """Goes on with texts. A text's continuation depends on the seed and its number, not on the texts beside it."""
 
     new_tokens: int = 64

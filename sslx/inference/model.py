@@ -17,15 +17,18 @@ from jaxtyping import Float
 from sslx.config import load_class
 from sslx.errors import UserError, choose
 from sslx.inference import VERBS
+from sslx.inference.answer import AnswerQuestion, Answers
 from sslx.inference.batching import Answerer
 from sslx.inference.classify import Classified, Classify
 from sslx.inference.embed import Embed
 from sslx.inference.fill import Fill, Filled
 from sslx.inference.generate import Generate, Generated
 from sslx.inference.loading import LoadedRun, load_run
+from sslx.inference.tag import Tag, Tagged
 from sslx.inference.verb import InputError, Verb
 
 Texts = str | Sequence[str]
+TextsOrPairs = str | tuple[str, str] | Sequence[str | tuple[str, str]]
 
 
 def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
@@ -98,13 +101,38 @@ class Model:
         """
         return self._texts(Generate(new_tokens, temperature, top_k, top_p, seed), prompts, batch_size)
 
-    def classify(self, texts: Texts, *, batch_size: int = 32) -> Classified | list[Classified]:
-        """Labels with probabilities.
+    def classify(self, texts: TextsOrPairs, *, batch_size: int = 32) -> Classified | list[Classified]:
+        """Labels with probabilities. A pair is a tuple of two texts.
 
         Raises:
-          UserError: a text without a token.
+          UserError: a text without a token; a pair where the run has learned from single texts, or the reverse.
         """
         return self._texts(Classify(), texts, batch_size)
+
+    def tag(self, texts: Texts, *, batch_size: int = 32) -> Tagged | list[Tagged]:
+        """A tag for each word.
+
+        Raises:
+          UserError: a text without a word.
+        """
+        return self._texts(Tag(), texts, batch_size)
+
+    def answer(self, *, question: Texts, context: Texts, top: int = 1, batch_size: int = 32) -> Answers | list[Answers]:
+        """Answers to questions, each about a context of its own or all about one.
+
+        Raises:
+          UserError: as many contexts as questions were expected, or one of them has no token.
+        """
+        verb = AnswerQuestion(top)
+        if isinstance(question, str):
+            if not isinstance(context, str):
+                raise UserError("one question and several contexts; expected one context")
+            return next(iter(self.answers(verb, [{"question": question, "context": context}], batch_size)))
+        contexts = [context] * len(question) if isinstance(context, str) else list(context)
+        if len(contexts) != len(question):
+            raise UserError(f"{len(question)} questions and {len(contexts)} contexts; expected one for each")
+        records = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
+        return list(self.answers(verb, records, batch_size))
 
     def answers(self, verb: Verb, records: Sequence[Mapping[str, Any]], batch_size: int) -> Any:
         """An iterator over the answers to records, which hold the verb's fields.
@@ -129,12 +157,14 @@ class Model:
             )
 
     def _texts(self, verb: Verb, texts: Texts, batch_size: int) -> Any:
-        alone = isinstance(texts, str)
-        texts = [texts] if alone else list(texts)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
+        alone = isinstance(texts, str | tuple)
+        records = []
+        for index, text in enumerate([texts] if alone else texts):
+            parts = text if isinstance(text, tuple) and "pair" in verb.optional else (text,)
+            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise InputError(index, f"expected a text, got {type(text).__name__}")
-        found = list(self.answers(verb, [{"text": text} for text in texts], batch_size))
+            records.append(dict(zip(("text", "pair"), parts, strict=False)))
+        found = list(self.answers(verb, records, batch_size))
         cut = sum(getattr(one, "tokens_left_out", 0) > 0 for one in found)
         if cut:
             note = f"{cut} of {len(found)} texts are longer than the {self.run.longest} tokens that the model sees"

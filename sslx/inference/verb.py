@@ -1,7 +1,8 @@
 """What a verb is: from records to rows of tokens, through one compiled function, to results.
 
-A verb is a frozen dataclass of its options. `batching.results` drives it: ``encode`` each record, ``batch`` rows of
-like length, ``compute`` on the device, ``result`` for each row.
+A verb is a frozen dataclass of its options. `batching.Answerer` drives it. `OneRow`: ``encode`` each record, ``batch``
+rows of like length, ``compute`` on the device, ``result`` for each row. `TaskRows`: the objective makes the rows, all
+of one length, and reads what it predicts for them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sslx.data.packing import text_pairs_plan
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.objective import Objective
@@ -55,6 +59,19 @@ class Verb(abc.ABC):
           UserError: they do not.
         """
 
+    @property
+    def compiled_as(self) -> Verb:
+        """The verb without options that ``compute`` does not depend on."""
+        return self
+
+    @abc.abstractmethod
+    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """What the device does, pure; one entry a row in each array. ``variables`` are the run's, as arguments."""
+
+
+class OneRow(Verb):
+    """A verb that makes one row of each record."""
+
     @abc.abstractmethod
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
         """Tokens of one record.
@@ -77,18 +94,53 @@ class Verb(abc.ABC):
                 batch["token_types"][place, :size] = row.token_types
         return batch | {"row": np.asarray(indices, np.int32)}
 
-    @property
-    def compiled_as(self) -> Verb:
-        """The verb without options that ``compute`` does not depend on."""
-        return self
-
-    @abc.abstractmethod
-    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """What the device does, pure; one entry a row in each array. ``variables`` are the run's, as arguments."""
-
     @abc.abstractmethod
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Any:
         """The answer, a dataclass, from a row's part of what ``compute`` returned."""
+
+
+class TaskRows(Verb):
+    """A verb whose task makes the rows itself, perhaps several of a record, and reads its own predictions."""
+
+    def inputs(self, run: LoadedRun, record: Mapping[str, Any]) -> Any:
+        """What the task makes rows of.
+
+        Raises:
+          UserError: the record cannot be answered.
+        """
+
+    @abc.abstractmethod
+    def rows(self, run: LoadedRun, inputs: Sequence[Any]) -> Any:
+        """The rows, with ``fetch`` and a length."""
+
+    def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        viewed = run.objective.views(dict(batch), jax.random.key(0), jnp.zeros((), jnp.int32), train=False)
+        return run.objective.predict(variables["params"], variables["state"], viewed)
+
+    @abc.abstractmethod
+    def results(self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[Any]) -> list:
+        """The answers, dataclasses, from what ``compute`` returned for all rows."""
+
+
+def pair_of_texts(run: LoadedRun, text: str, pair: str) -> Row:
+    """Two texts as fine-tuning sees them: ``[CLS] text [SEP] pair [SEP]``, the longer one cut first.
+
+    Raises:
+      UserError: one of them has no token.
+    """
+    words, ids = run.words, [run.tokens_of(one) for one in (text, pair)]
+    for one, given in zip(ids, (text, pair), strict=True):
+        if not one:
+            raise UserError(f"there is no token in the text {given!r}")
+    a, b = map(len, ids)
+    plan = text_pairs_plan(np.array([0, a + b]), np.array([b]), run.longest, words.pair_separators)
+    first, second = (one[:length] for one, length in zip(ids, plan.piece_length.tolist(), strict=True))
+    between = [words.sep_id] * words.pair_separators
+    return Row(
+        [words.cls_id, *first, *between, *second, words.sep_id],
+        a + b - len(first) - len(second),
+        token_types=[0] * (len(first) + 2) + [1] * (len(second) + len(between)),
+    )
 
 
 def whole_document(run: LoadedRun, text: str) -> Row:

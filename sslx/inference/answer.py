@@ -1,0 +1,61 @@
+"""Answers questions: the part of a context that answers one, from a run of question answering; "" is no answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sslx.data.questions import Question
+from sslx.errors import UserError
+from sslx.inference.loading import LoadedRun
+from sslx.inference.verb import TaskRows
+from sslx.objective import Objective
+from sslx.tasks.question_answering import CANDIDATES, Answer, QuestionAnswering
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """``answer``, the likeliest parts of the context, best first, and how much above their best "no answer" scores."""
+
+    answer: str
+    candidates: tuple[Answer, ...]
+    no_answer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerQuestion(TaskRows):
+    """Answers to questions about contexts."""
+
+    fields = ("question", "context")
+
+    top: int = 1  # candidates
+
+    def __post_init__(self):
+        if not 1 <= self.top <= CANDIDATES:
+            raise UserError(f"top is {self.top}; expected 1 to {CANDIDATES}")
+
+    @classmethod
+    def serves(cls, objective: Objective) -> bool:
+        return isinstance(objective, QuestionAnswering)
+
+    def inputs(self, run: LoadedRun, record: Mapping[str, Any]) -> Question:
+        for name in self.fields:
+            if not run.tokens_of(record[name]):
+                raise UserError(f"there is no token in the {name} {record[name]!r}")
+        return Question(record["question"], record["context"])
+
+    def rows(self, run: LoadedRun, inputs: Sequence[Question]) -> Any:
+        return run.objective.rows_of(inputs)
+
+    def results(
+        self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[Question]
+    ) -> list[Answers]:
+        found = run.objective.answers_of(predictions, rows, self.top)
+        return [Answers(one.text, one.answers, one.no_answer) for one in found]
+
+    @property
+    def compiled_as(self) -> AnswerQuestion:
+        return AnswerQuestion()

@@ -1,0 +1,51 @@
+"""Tags words: names, parts of speech, from a run of token tagging. Signs are words of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sslx.errors import UserError
+from sslx.inference.loading import LoadedRun
+from sslx.inference.verb import TaskRows
+from sslx.objective import Objective
+from sslx.tasks.token_tagging import TokenTagging
+
+# Treebanks and CoNLL split like this: words, with the apostrophes and hyphens inside them, and each sign by itself.
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    """The words of a text and the tag of each; None where the model could not see the word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag(TaskRows):
+    """Tags of the words of texts."""
+
+    @classmethod
+    def serves(cls, objective: Objective) -> bool:
+        return isinstance(objective, TokenTagging)
+
+    def inputs(self, run: LoadedRun, record: Mapping[str, Any]) -> list[str]:
+        words = _WORD.findall(record["text"])
+        if not words:
+            raise UserError(f"there is no word in the text {record['text']!r}")
+        return words
+
+    def rows(self, run: LoadedRun, inputs: Sequence[list[str]]) -> Any:
+        return run.objective.rows_of(inputs)
+
+    def results(
+        self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[list[str]]
+    ) -> list[Tagged]:
+        tags = run.objective.tags_of(predictions, rows, inputs)
+        return [Tagged(tuple(words), tuple(of)) for words, of in zip(inputs, tags, strict=True)]

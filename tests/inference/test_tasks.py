@@ -1,0 +1,140 @@
+"""Pairs, tags and answers through the API: against the tasks' own predictions on single rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import sslx
+from sslx.data.questions import Question
+from sslx.errors import UserError
+from sslx.session import train
+from sslx.train.checkpoint import read_variables
+
+SENTENCES = ["anna met bob .", "bob lives in rome", "the river runs past rome and anna saw it ."]
+TAG = {"anna": "B-PER", "bob": "B-PER", "rome": "B-LOC"}
+
+
+@pytest.fixture(scope="module")
+def make(tiny_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+
+    def make(name, lines, suffix, **changes):
+        file = folder / f"{name}{suffix}"
+        file.write_text(lines)
+        changes = {
+            "data.source": f"{changes.pop('scheme')}:{file}",
+            "init": "scratch",
+            "steps": 2,
+            **changes,
+            "optimizer.warmup_steps": 1,
+        }
+        changes |= {"eval.batches": 1, "checkpoint.best_metric": "eval/loss", "checkpoint.best_mode": "min"}
+        config = tiny_config(f"finetune/{name}", changes)
+        train(config.to_dict(), folder / name, part="task", tokenizer=None, title="test")
+        return folder / name
+
+    return make
+
+
+def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
+    records = [{"tokens": s.split(), "tags": [TAG.get(w, "O") for w in s.split()]} for s in SENTENCES * 20]
+    run = make("token_tagging", "".join(json.dumps(r) + "\n" for r in records), ".jsonl", scheme="jsonl")
+    model = sslx.load(run)
+    assert model.verbs == ("tag", "embed")
+    texts = ["Anna met Bob.", "rome", "the river, past rome " * 20]
+    together = model.tag(texts)
+    assert together[0].words == ("Anna", "met", "Bob", ".")
+    objective, params = model.run.objective, read_variables(run, model.run.step)["params"]
+    for found in together:
+        rows = objective.rows_of([found.words])
+        predictions = objective.predict(params, {}, rows.fetch(np.array([0])))
+        (expected,) = objective.tags_of({k: np.asarray(v) for k, v in predictions.items()}, rows, [found.words])
+        assert list(found.tags) == expected
+    assert together[2].tags[-1] is None  # beyond the row
+    assert model.tag(texts[::-1], batch_size=2)[::-1] == together
+    assert model.tag("rome") == together[1]
+    with pytest.raises(UserError, match="input 1: there is no word in the text ' '"):
+        model.tag(["a", " "])
+    with pytest.raises(UserError, match="cannot answer; it can tag, embed"):
+        model.answer(question="who", context="anna")
+
+
+def test_answers_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
+    paragraphs = []
+    for number in range(40):
+        context = f"anna met bob in rome on day {number} . the river runs past rome ."
+        qas = [{"id": str(number), "question": "who met bob ?", "answers": [{"text": "anna", "answer_start": 0}]}]
+        paragraphs.append({"context": context, "qas": qas})
+    squad = json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
+    sizes = {"data.max_question_length": 8, "data.doc_stride": 8}
+    run = make("question_answering", squad, ".json", scheme="squad", **sizes)
+    model = sslx.load(run)
+    assert model.verbs == ("answer", "embed")
+    questions = ["who met bob ?", "where", "what runs past rome ?"]
+    contexts = [paragraphs[3]["context"], "anna lives in rome .", "the river runs past rome . " * 8]
+    together = model.answer(question=questions, context=contexts, top=3)
+    objective, params = model.run.objective, read_variables(run, model.run.step)["params"]
+    for question, context, found in zip(questions, contexts, together, strict=True):
+        rows = objective.rows_of([Question(question, context)])
+        predictions = objective.predict(params, {}, rows.fetch(np.arange(len(rows))))
+        (expected,) = objective.answers_of({k: np.asarray(v) for k, v in predictions.items()}, rows, 3)
+        assert found.answer == expected.text
+        assert [one.text for one in found.candidates] == [one.text for one in expected.answers]
+        assert found.no_answer == pytest.approx(expected.no_answer, abs=1e-4)
+        for one in found.candidates:
+            assert context[one.start : one.stop].strip() == one.text
+    assert model.answer(question=questions[1], context=contexts[1], top=3).answer == together[1].answer
+    again = model.answer(question=questions[::-1], context=contexts[::-1], batch_size=2)[::-1]
+    assert [one.answer for one in again] == [one.answer for one in together]
+    with pytest.raises(UserError, match="input 0: there is no token in the context ''"):
+        model.answer(question="who", context="")
+    with pytest.raises(UserError, match="3 questions and 2 contexts"):
+        model.answer(question=questions, context=contexts[:2])
+    with pytest.raises(UserError, match="top is 0"):
+        model.answer(question="who", context="anna", top=0)
+
+
+def test_pairs_are_seen_as_in_fine_tuning(make):
+    from sslx.tasks.text_classification import TextClassification
+
+    texts = [f"{a} {b}" for a in ("anna", "bob", "the river") for b in ("met rome", "lives", "runs past it . " * 9)]
+    records = [{"text": a, "pair": b, "label": "yes" if a == b else "no"} for a in texts for b in texts]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    run = make("text_classification", lines, ".jsonl", scheme="jsonl", **{"data.pair_field": "pair"})
+    model = sslx.load(run)
+    written = json.loads((run / "config.json").read_text())
+    written["data"] |= {"train_split": "train[:10%]", "eval_split": "train[10%:]"}
+    objective, data = TextClassification.prepare(written, str(run / "tokenizer"))
+    params = read_variables(run, model.run.step)["params"]
+    batch = data.eval.fetch(np.arange(len(data.eval)))
+    logits = np.float64(objective.module.apply({"params": params}, dict(batch), deterministic=True))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    rows = data.eval.corpus  # the pairs of the slice, in its order
+    source = objective_source(written)
+    pairs = [(row["text"], row["pair"]) for row in source]
+    assert len(pairs) == rows.num_documents
+    with pytest.warns(UserWarning, match="texts are longer than the 32 tokens"):
+        found = model.classify(pairs)
+    for one, probabilities in zip(found, expected, strict=True):
+        np.testing.assert_allclose([one.probabilities[name] for name in ("no", "yes")], probabilities, rtol=1e-4)
+    with pytest.raises(UserError, match="input 1: no second text; the run has learned from pairs"):
+        model.classify([("a", "b"), "a"])
+
+
+def objective_source(written):
+    from sslx.config import build
+    from sslx.data.text import TextConfig, text_collection
+
+    config = build(TextConfig, written["data"], "config.data")
+    source = text_collection(config).slice(config.eval_split)
+    return source.__getitems__(range(len(source)))
+
+
+def test_a_pair_for_a_run_on_single_texts_is_refused(trained):
+    with pytest.raises(UserError, match="input 0: a second text, and the run has learned from single ones"):
+        sslx.load(trained("finetune/text_classification")).classify([("a", "b")])
+    with pytest.raises(UserError, match="input 0: expected a text, got tuple"):
+        sslx.load(trained("bert_mlm")).embed([("a", "b")])
