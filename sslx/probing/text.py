@@ -57,7 +57,7 @@ def texts_of(rows: Any, tokenizer: Any) -> list[str]:
 
 
 def bag_of_words(texts: Mapping[str, list[str]], labels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Logistic regression on TF-IDF of words and pairs of words; its penalty is chosen on validation.
+    """Logistic regression on TF-IDF of words; its penalty is chosen on validation.
 
     Args:
       texts: Of ``train``, ``validation`` and ``test``.
@@ -66,7 +66,7 @@ def bag_of_words(texts: Mapping[str, list[str]], labels: Mapping[str, np.ndarray
     Returns:
       The labels that it gives to the test texts, and how it was chosen.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     train = vectorizer.fit_transform(texts["train"])
     validation = vectorizer.transform(texts["validation"])
     best, chosen = None, (-1.0, 0.0)
