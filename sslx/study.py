@@ -20,7 +20,8 @@ interrupted, and runs again what failed; what is finished is not run again.
 
 Job arrays: rows count from 0, so `sbatch --array=0-15` or an Indexed Job of 16 completions runs 16 rows, each in a
 process of its own and all at once; --report puts them together. A queue that sets neither variable (TPU queued
-resources), and a job whose index counts hosts and not rows (a JobSet of several hosts a row), gives --row.
+resources), and a job whose index counts hosts and not rows (a JobSet of several hosts a row), gives --row. With --row,
+--list and --report the --workdir may be on gs://.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import ml_collections
 from absl import flags
+from etils.epath import Path
 
 from sslx import entry
 from sslx.errors import UserError, choose
@@ -44,7 +45,7 @@ from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, pa
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import command, final_loss, run_rows
 from sslx.session import run_config
-from sslx.storage import is_remote
+from sslx.storage import check, is_remote
 from sslx.train.console import Console
 
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
@@ -66,8 +67,6 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     """Lists, runs or reports a study in ``workdir``."""
     # This process only counts, starts others and fits: an accelerator is for the rows.
     jax.config.update("jax_platforms", "cpu")
-    if is_remote(workdir):
-        raise UserError(f"--workdir is {workdir}; a study needs a folder on a disk that its rows share")
     if not FLAGS.workdir:
         workdir = workdir.with_name(f"{workdir.name}_study")
     count = choose(FLAGS.parameters, ("total", "non_embedding"), "--parameters")
@@ -78,6 +77,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     written |= dataclasses.asdict(run_config(written, "pretext"))
     check_base(written["model"])
     index = None if FLAGS.list or FLAGS.report else _row_index()
+    if is_remote(workdir) and index is None and not FLAGS.list and not FLAGS.report:
+        raise UserError(
+            f"--workdir is {workdir}, where the rows cannot write what they print; expected --row=N for each row, then "
+            "--report, or a folder on a disk"
+        )
+    check(workdir)
     study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
     if index is not None:
         _become_row(study, workdir, index)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from sslx.scaling.grid import Row
 from sslx.train.console import Console
