@@ -76,6 +76,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     written = config.to_dict()
     written |= dataclasses.asdict(run_config(written, "pretext"))
     check_base(written["model"])
+    for width, _ in points:
+        family.model(width, written["model"])  # what cannot be predicted is told before anything runs
     index = None if FLAGS.list or FLAGS.report else _row_index()
     if is_remote(workdir) and index is None and not FLAGS.list and not FLAGS.report:
         raise UserError(

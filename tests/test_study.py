@@ -128,6 +128,7 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--budgets=50", "--workdir=new"), "budget 50 is less than one batch at size 8"),
         (("--budgets=400", "--workdir=new"), "too few for a warm-up of --warmup_share=0.1: expected"),
         (("--predict=1M",), "--predict=1M is no FLOP budget"),
+        (("--predict=100:4M", "--workdir=new"), "size 100 is no multiple of --head_width=8; the nearest sizes are 96"),
         (("--workdir=gs://bucket/study",), "expected --row=N for each row, then --report, or a folder on a disk"),
         (("--rate_rule=sqr",), "unknown --rate_rule 'sqr'; did you mean 'sqrt'?"),
         (("--parameters=all",), "unknown --parameters 'all'"),
