@@ -64,6 +64,18 @@ def test_what_grows_with_devices_at_a_fixed_batch_a_device(small):
     assert max(shares.values()) <= 4
 
 
+@pytest.mark.parametrize("shape", ["2x2x1", "2x2x4"])
+def test_what_a_chip_of_a_pod_sends_stays_below_six_times_the_parameters(small, shape):
+    """The README's bound, which a growth study of a larger model checks on up to 512 chips (plan_table.py)."""
+    where = topology.tpu(f"v5p:{shape}")
+    chips = len(where.devices)
+    changes = {"mesh.data": 1, "mesh.fsdp": chips, "batch_size": 4 * chips, "model.dtype": "bfloat16"}
+    found = plan(small(changes), where, evaluation=False)
+    whole = 4 * found.parameters
+    assert 0 < found.ici_bytes <= 6 * whole
+    assert found.parameter_bytes + found.optimizer_bytes <= 3.03 * whole * (1 / chips + 0.05)
+
+
 @pytest.fixture(scope="module")
 def on_tpu(small):
     """A real compilation of a small step for 2 x 4 chips of v5e."""
