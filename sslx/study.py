@@ -20,7 +20,8 @@ interrupted, and runs again what failed; what is finished is not run again.
 
 Job arrays: rows count from 0, so `sbatch --array=0-15` or an Indexed Job of 16 completions runs 16 rows, each in a
 process of its own and all at once; --report puts them together. A queue that sets neither variable (TPU queued
-resources), and a job whose index counts hosts and not rows (a JobSet of several hosts a row), gives --row.
+resources), and a job whose index counts hosts and not rows (a JobSet of several hosts a row), gives --row. With --row,
+--list and --report the --workdir may be on gs://.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import ml_collections
 from absl import flags
+from etils.epath import Path
 
 from sslx import entry
 from sslx.errors import UserError, choose
@@ -43,7 +44,7 @@ from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, pa
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import job
 from sslx.session import run_config
-from sslx.storage import is_remote
+from sslx.storage import check, is_remote
 from sslx.sweep import become, own_flags_cut, row_index, run_jobs
 from sslx.train.console import Console
 
@@ -64,8 +65,6 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     """Lists, runs or reports a study in ``workdir``."""
     # This process only counts, starts others and fits: an accelerator is for the rows.
     jax.config.update("jax_platforms", "cpu")
-    if is_remote(workdir):
-        raise UserError(f"--workdir is {workdir}; a study needs a folder on a disk that its rows share")
     if not FLAGS.workdir:
         workdir = workdir.with_name(f"{workdir.name}_study")
     count = choose(FLAGS.parameters, ("total", "non_embedding"), "--parameters")
@@ -75,7 +74,15 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     written = config.to_dict()
     written |= dataclasses.asdict(run_config(written, "pretext"))
     check_base(written["model"])
+    for width, _ in points:
+        family.model(width, written["model"])  # what cannot be predicted is told before anything runs
     index = None if FLAGS.list or FLAGS.report else row_index(FLAGS.row)
+    if is_remote(workdir) and index is None and not FLAGS.list and not FLAGS.report:
+        raise UserError(
+            f"--workdir is {workdir}, where the rows cannot write what they print; expected --row=N for each row, then "
+            "--report, or a folder on a disk"
+        )
+    check(workdir)
     study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
     shared = shared_arguments(sys.argv[1:])
     jobs = [job(row, workdir, shared) for row in study.rows]

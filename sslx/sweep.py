@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from sslx.errors import UserError
 from sslx.train.console import Console

@@ -6,10 +6,10 @@ import csv
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from entries import until
+from etils.epath import Path
 
 from sslx.study import shared_arguments
 
@@ -128,6 +128,8 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--budgets=50", "--workdir=new"), "budget 50 is less than one batch at size 8"),
         (("--budgets=400", "--workdir=new"), "too few for a warm-up of --warmup_share=0.1: expected"),
         (("--predict=1M",), "--predict=1M is no FLOP budget"),
+        (("--predict=100:4M", "--workdir=new"), "size 100 is no multiple of --head_width=8; the nearest sizes are 96"),
+        (("--workdir=gs://bucket/study",), "expected --row=N for each row, then --report, or a folder on a disk"),
         (("--rate_rule=sqr",), "unknown --rate_rule 'sqr'; did you mean 'sqrt'?"),
         (("--parameters=all",), "unknown --parameters 'all'"),
         (("--report", "--predict=1e12flops"), "nothing can be predicted: too few finished rows to fit"),
@@ -153,6 +155,29 @@ def test_list_prints_the_grid_and_writes_nothing(study, folder):
     assert "rows see the corpus more than once" in said
     assert "2 sizes x 2 budgets are too few to fit" in said
     assert not (folder / "listed").exists()
+
+
+def test_rows_run_one_by_one_into_a_study_on_gs(bucket, study):
+    there = Path(f"{bucket}/study")
+    arguments = (*GRID[:2], "--budgets=2k", *GRID[3:4], f"--workdir={there}")
+    emulator = {name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")}
+    for row, name in enumerate(("w8_2k", "w16_2k")):
+        code, said, error = study(*arguments, f"--row={row}", **emulator)
+        assert code == 0, error
+        assert said.startswith(f"row {row} {name}\n")
+        assert (there / name / "metrics.jsonl").exists()
+    code, said, _ = study(*arguments, "--row=1", **emulator)
+    assert code == 0
+    assert said.startswith("row 1 w16_2k is finished: held-out loss")
+    code, said, error = study(*arguments, "--report", **emulator)
+    assert code == 0, error
+    assert "2 of 2 rows finished" in said
+    assert {path.name for path in there.glob("study*")} == {
+        "study.json",
+        "study.png",
+        "study_results.csv",
+        "study_results.json",
+    }
 
 
 def test_a_study_hands_everything_but_its_own_flags_to_its_rows():

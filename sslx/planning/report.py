@@ -21,13 +21,13 @@ def show(found: Plan, topology: Topology, written: Mapping[str, Any], console: C
     console.print(f"mesh {mesh}; {settings}")
     _memory(found, console)
     if found.memory is None:
-        _does_not_fit(found, written, console)
+        _does_not_fit(found, topology, written, console)
         return
     for title, sent in (("training", found.collectives), ("evaluation", found.eval_collectives)):
         _collectives(f"collectives of one {title} step", sent, console)
     _times(found, topology, console)
     if not found.fits:
-        _does_not_fit(found, written, console)
+        _does_not_fit(found, topology, written, console)
     for note in found.notes:
         console.print(f"note: {note}")
     evaluated = f", of the evaluation step in {found.eval_compile_seconds:.1f} s" if found.eval_memory else ""
@@ -134,12 +134,12 @@ def _times(found: Plan, topology: Topology, console: Console) -> None:
     )
 
 
-def _does_not_fit(found: Plan, written: Mapping[str, Any], console: Console) -> None:
+def _does_not_fit(found: Plan, topology: Topology, written: Mapping[str, Any], console: Console) -> None:
     needed = f"needs {size(found.needed)}" if found.needed else "needs more"
     console.print(f"[bold]does not fit[/bold]: the training step {needed}, a chip has {size(found.hbm_bytes)}")
     state = found.parameter_bytes + found.optimizer_bytes
     console.print("what may make it fit (--search tries these):")
     if state > 0.25 * found.hbm_bytes and found.mesh["fsdp"] < found.chips:
         console.print(f"  --config.mesh.fsdp={found.chips} --config.mesh.data=1  state is {size(state)} a chip")
-    for change in remedies(written, found):
+    for change in remedies(written, found, topology):
         console.print("  " + " ".join(f"--config.{key}={value}" for key, value in change.items()))

@@ -35,7 +35,6 @@ class Step:
       flops: Model FLOPs.
       activation_bytes: One residual stream of the whole batch; 0 where the model does not say.
       layers: Layers that reduce it over tensor, twice forward and twice backward.
-      compute_share: Bytes of a parameter in computation over its bytes in float32.
     """
 
     state_bytes: int
@@ -43,7 +42,6 @@ class Step:
     flops: float
     activation_bytes: float
     layers: int
-    compute_share: float
 
 
 def search(
@@ -117,7 +115,7 @@ def rank(written: Mapping[str, Any], topology: Topology) -> list[dict[str, int]]
             f"parameters and optimizer state are {least / 2**30:.1f} GiB a chip on the most split mesh; "
             f"a chip has {topology.chip.hbm_bytes / 2**30:.0f} GiB: take a larger topology"
         )
-    return sorted(holding, key=lambda mesh: _seconds(step, topology, mesh, config.micro_batches))
+    return sorted(holding, key=lambda mesh: cost(step, topology, mesh, config.micro_batches))
 
 
 def splits(devices: int) -> Iterator[tuple[int, int, int]]:
@@ -136,32 +134,44 @@ def describe(written: Mapping[str, Any], topology: Topology) -> Step:
     mesh = program.mesh.shape
     split = mesh["fsdp"] * mesh["tensor"]
     model = written["model"]
-    half = model.get("dtype", "float32") == "bfloat16"
     tokens = max((math.prod(shape) for shape in program.batch_shapes.values()), default=0)
     return Step(
         state_bytes=split * (shard_bytes(params) + shard_bytes(state.opt_state) + shard_bytes(state.state)),
         parameter_bytes=4 * program.parameters,
         flops=program.flops,
-        activation_bytes=tokens * model.get("width", 0) * (2 if half else 4),
+        activation_bytes=tokens * model.get("width", 0) * (2 if model.get("dtype") == "bfloat16" else 4),
         layers=model.get("layers", 0),
-        compute_share=0.5 if half else 1.0,
     )
 
 
-def _seconds(step: Step, topology: Topology, mesh: Mapping[str, int], micro_batches: int) -> tuple[float, float]:
-    """Estimated seconds of a step that overlaps everything, then nothing."""
+def sent(step: Step, topology: Topology, mesh: Mapping[str, int], micro_batches: int) -> tuple[float, float]:
+    """Bytes that one chip sends in a step inside its slice and to other slices, estimated.
+
+    Parameters and gradients count in float32. The compiler turns some of them to bfloat16 before it sends them, where
+    layers compute in it, and reduces others whole where it could scatter: what compiles lies within a factor of 2.5.
+    """
     data, fsdp, tensor = (mesh[axis] for axis in SEARCHED)
-    chips, network = len(topology.devices), topology.chip.network
-    links = 2 * network.dimensions * network.link_bandwidth
     shard = step.parameter_bytes / tensor
-    gathered = 2 * step.compute_share * shard + shard  # parameters forward and backward, gradients scattered
-    ici = micro_batches * gathered * (fsdp - 1) / fsdp / links
     within = max(1, data // topology.slices)
-    ici += 2 * shard / fsdp * (within - 1) / within / links
-    ici += 4 * step.layers * 2 * step.activation_bytes * tensor / chips * (tensor - 1) / tensor / links
-    dcn = 2 * shard / fsdp / within * (topology.slices - 1) / topology.slices / network.dcn_bandwidth
-    compute = step.flops / (chips * topology.chip.flops)
-    return max(compute, ici, dcn), compute + ici + dcn
+    # Every micro-batch gathers parameters over fsdp forward and backward and scatters gradients, and reduces these over
+    # data: the step adds up reduced gradients.
+    ici = micro_batches * 3 * shard * (fsdp - 1) / fsdp
+    ici += micro_batches * 2 * shard / fsdp * (within - 1) / within
+    ici += 4 * step.layers * 2 * step.activation_bytes * tensor / len(topology.devices) * (tensor - 1) / tensor
+    # The compiler sends whole gradients to other slices, though each chip could send a part of them.
+    return ici, micro_batches * 2 * shard / fsdp * (topology.slices - 1) / topology.slices
+
+
+def cost(
+    step: Step, topology: Topology, mesh: Mapping[str, int], micro_batches: int
+) -> tuple[float, float, float, float]:
+    """What meshes and remedies are ranked by: seconds of a step overlapping everything, then nothing, then bytes."""
+    network = topology.chip.network
+    ici_bytes, dcn_bytes = sent(step, topology, mesh, micro_batches)
+    ici = ici_bytes / (2 * network.dimensions * network.link_bandwidth)
+    dcn = dcn_bytes / network.dcn_bandwidth
+    compute = step.flops / (len(topology.devices) * topology.chip.flops)
+    return max(compute, ici, dcn), compute + ici + dcn, dcn_bytes, ici_bytes
 
 
 def fitting(written: Mapping[str, Any], topology: Topology, say: Callable[[str], None]) -> Plan:
@@ -173,7 +183,7 @@ def fitting(written: Mapping[str, Any], topology: Topology, say: Callable[[str],
     found = plan(written, topology)
     say(line(found))
     for _ in range(TRIES):
-        changes = remedies(written, found)
+        changes = remedies(written, found, topology)
         if found.fits or not changes:
             break
         written = changed(written, changes[0])
@@ -182,10 +192,10 @@ def fitting(written: Mapping[str, Any], topology: Topology, say: Callable[[str],
     return found
 
 
-def remedies(written: Mapping[str, Any], refused: Plan) -> list[dict[str, Any]]:
-    """What to change in a config whose step does not fit, by what it costs: the least first.
+def remedies(written: Mapping[str, Any], refused: Plan, topology: Topology) -> list[dict[str, Any]]:
+    """What to change in a config whose step does not fit, by what it costs as `rank` estimates it: the least first.
 
-    Micro-batches cost only repeated gathers of parameters: as many as the compiler's count says are needed.
+    Micro-batches, as many as the compiler's count says are needed, send once more for each what data and fsdp send.
     Rematerialised layers cost up to a third more arithmetic.
     """
     config = run_config(written, part_of(written))
@@ -195,9 +205,15 @@ def remedies(written: Mapping[str, Any], refused: Plan) -> list[dict[str, Any]]:
     times = SLACK * (refused.needed - fixed) / room if refused.needed and room > 0 else 2.0
     enough = (parts for parts in range(config.micro_batches + 1, most + 1) if parts >= times * config.micro_batches)
     parts = next((parts for parts in enough if most % parts == 0), None) if room > 0 else None
-    changes: list[dict[str, Any]] = [] if parts is None else [{"micro_batches": parts}]
     given = written["model"].get("remat")
-    return changes + [{"model.remat": policy} for policy in (REMAT[REMAT.index(given) + 1 :] if given in REMAT else ())]
+    again = [{"model.remat": policy} for policy in (REMAT[REMAT.index(given) + 1 :] if given in REMAT else ())]
+    if parts is None:
+        return again
+    changes: list[dict[str, Any]] = [{"micro_batches": parts}]
+    step = Step(0, 4 * refused.parameters, refused.model_flops, 0, 0)  # activations are sent once either way
+    redone = dataclasses.replace(step, flops=step.flops * 4 / 3)
+    split = cost(step, topology, refused.mesh, parts)
+    return changes + again if split <= cost(redone, topology, refused.mesh, config.micro_batches) else again + changes
 
 
 def changed(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

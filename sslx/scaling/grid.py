@@ -11,8 +11,9 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from sslx.config import differences, may_change
 from sslx.errors import UserError

@@ -6,11 +6,11 @@ their prediction intervals; the curves are the fitted law's.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from etils.epath import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sslx.scaling.grid import Row, Study, parse_budget, short
 from sslx.scaling.optimum import flops_per_token
+from sslx.storage import write_figure
 
 if TYPE_CHECKING:
     from sslx.scaling.report import Findings
@@ -50,7 +51,7 @@ def draw_study(study: Study, found: Findings, count: str, path: Path) -> bool:
         axes.set_ylabel("held-out loss (nats)")
         axes.grid(alpha=0.25, which="both")
         axes.legend(fontsize=7.5, framealpha=0.9)
-    figure.savefig(path, dpi=130)
+    write_figure(path, figure)
     return True
 
 

@@ -11,10 +11,10 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 from sslx.errors import UserError
 from sslx.runtime import display

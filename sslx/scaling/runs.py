@@ -7,7 +7,8 @@ In: rows and the command line that every row shares. Out: jobs, and which rows a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from sslx.scaling.grid import Row
 from sslx.sweep import Job

@@ -1,37 +1,14 @@
 """Plans of real steps: on simulated devices, and for TPU slices that are not here."""
 
+import io
 import json
-import math
 
 import pytest
+from rich.console import Console
 
 from sslx.errors import UserError
-from sslx.planning import search, topology
+from sslx.planning import report, search, topology
 from sslx.planning.compilation import plan
-
-SMALL = {
-    "model.layers": 2,
-    "model.dropout": 0.0,
-    "model.attention_dropout": 0.0,
-    "model.width": 32,
-    "model.heads": 2,
-    "model.mlp_width": 64,
-    "model.max_length": 16,
-    "data.seq_len": 16,
-    "data.vocab_size": 256,
-    "optimizer.warmup_steps": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def small(tiny_config):
-    """A written config of a step that compiles in seconds: ``small({"batch_size": 16})``; MLM takes far longer."""
-
-    def make(changes=None, name="finetune/text_classification"):
-        config = tiny_config(name, {**SMALL, **(changes or {})})
-        return config.to_dict()
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +64,18 @@ def test_what_grows_with_devices_at_a_fixed_batch_a_device(small):
     assert max(shares.values()) <= 4
 
 
+@pytest.mark.parametrize("shape", ["2x2x1", "2x2x4"])
+def test_what_a_chip_of_a_pod_sends_stays_below_six_times_the_parameters(small, shape):
+    """The README's bound, which a growth study of a larger model checks on up to 512 chips (plan_table.py)."""
+    where = topology.tpu(f"v5p:{shape}")
+    chips = len(where.devices)
+    changes = {"mesh.data": 1, "mesh.fsdp": chips, "batch_size": 4 * chips, "model.dtype": "bfloat16"}
+    found = plan(small(changes), where, evaluation=False)
+    whole = 4 * found.parameters
+    assert 0 < found.ici_bytes <= 6 * whole
+    assert found.parameter_bytes + found.optimizer_bytes <= 3.03 * whole * (1 / chips + 0.05)
+
+
 @pytest.fixture(scope="module")
 def on_tpu(small):
     """A real compilation of a small step for 2 x 4 chips of v5e."""
@@ -124,15 +113,23 @@ def test_slices_send_to_each_other_over_the_data_centre_network(small):
 def test_a_step_that_does_not_fit_is_a_plan_with_remedies(small):
     huge = {"batch_size": 2**19, "data.seq_len": 512, "model.max_length": 512}
     written = small(huge)
-    found = plan(written, topology.tpu("v5e-4"))
+    where = topology.tpu("v5e-4")
+    found = plan(written, where)
     assert not found.fits
     assert found.memory is None
     assert found.roofline is None
     assert found.needed > found.hbm_bytes
-    first, *others = search.remedies(written, found)
+    first, *others = search.remedies(written, found, where)
     assert first["micro_batches"] * found.hbm_bytes >= found.needed
     assert written["batch_size"] // 4 % first["micro_batches"] == 0
     assert {"model.remat": "full"} in others
+    said = Console(file=io.StringIO(), width=160)
+    report.show(found, where, written, said)
+    report.ranking([found], said)
+    said = said.file.getvalue()
+    assert "does not fit: the training step needs" in said
+    assert f"--config.micro_batches={first['micro_batches']}\n  --config.model.remat=dots\n" in said
+    assert "none fits: take a larger topology" in said
 
 
 def test_meshes_that_cannot_be_are_refused(small):
@@ -140,34 +137,3 @@ def test_meshes_that_cannot_be_are_refused(small):
         plan(small({"mesh.data": 3}), topology.simulated(4))
     with pytest.raises(UserError, match=r"does not divide over 8 devices"):
         plan(small({"batch_size": 12}), topology.simulated(8))
-
-
-def test_splits_are_all_and_only_those_of_the_devices():
-    found = list(search.splits(12))
-    assert len(found) == len(set(found))
-    assert all(math.prod(split) == 12 for split in found)
-    assert {(12, 1, 1), (1, 12, 1), (1, 1, 12), (2, 3, 2)} <= set(found)
-
-
-def test_meshes_are_ranked_by_what_they_send(small):
-    ranked = search.rank(small({"batch_size": 64}), topology.tpu("v5e-8"))
-    assert {"data": 8, "fsdp": 1, "tensor": 1} in ranked
-    assert all(math.prod(mesh.values()) == 8 and mesh["tensor"] <= 2 for mesh in ranked)  # two heads
-    assert ranked[0]["tensor"] == 1
-    with pytest.raises(UserError, match=r"batch_size 3 in 1 micro-batches divides over no mesh of 8 devices"):
-        search.rank(small({"batch_size": 3}), topology.tpu("v5e-8"))
-
-
-def test_a_search_needs_published_numbers(small):
-    with pytest.raises(UserError, match="expected a --topology"):
-        search.search(small(), topology.simulated(4))
-
-
-def test_changes_reach_their_group_and_leave_the_original():
-    written = {"steps": 1, "model": {"remat": "none", "width": 4}}
-    assert search.changed(written, {"model.remat": "full", "micro_batches": 2}) == {
-        "steps": 1,
-        "model": {"remat": "full", "width": 4},
-        "micro_batches": 2,
-    }
-    assert written["model"]["remat"] == "none"

@@ -15,7 +15,13 @@ import jax
 import numpy as np
 import pytest
 from entries import simulated, until
+from etils import epath
 
+from sslx import main
+from sslx.data.stored_rows import write_rows
+from sslx.data.token_shards import Workers
+from sslx.errors import UserError
+from sslx.prepare import prepare
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.metrics import read_metrics
 
@@ -233,3 +239,32 @@ def test_a_run_resumes_on_another_number_of_devices(unbroken, finish, tmp_path):
     ours, theirs = read_variables(run)["params"], read_variables(unbroken(1))["params"]
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_a_run_on_prepared_rows_goes_on_from_a_copy_of_them(tiny_config, tmp_path):
+    """Bit-equal to a run whose rows never moved; rows in another order are refused."""
+    settings = {
+        "model.dropout": 0.1,
+        "model.attention_dropout": 0.1,
+        "optimizer.schedule_steps": 8,
+        "eval.every_steps": 4,
+    }
+
+    def run(folder, rows, steps):
+        main.main(tiny_config(changes={**settings, "steps": steps, "data.source": f"rows:{rows}"}), folder)
+
+    here, there, other = (tmp_path / name for name in ("here", "there", "other"))
+    written = prepare(tiny_config().to_dict(), workers=Workers(1), rows=str(here))
+    write_rows(written, other, block_rows=64)
+    unbroken, moved = epath.Path(tmp_path / "unbroken"), epath.Path(tmp_path / "moved")
+    run(unbroken, here, 8)
+    run(moved, here, 4)
+    shutil.copytree(here, there)
+    shutil.rmtree(here)
+    with pytest.raises(UserError, match="the training data has changed since this run was started"):
+        run(moved, other, 8)
+    run(moved, there, 8)
+    assert_same_run(moved, unbroken, 8)
+    assert f"rows:{there}" in (moved / "config.json").read_text()
+    with pytest.raises(UserError, match=r"config.data.source: 'rows:.*there, 'text:"):
+        main.main(tiny_config(changes={**settings, "steps": 9, "data.source": "text:elsewhere"}), moved)
