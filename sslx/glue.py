@@ -60,10 +60,7 @@ TEXTS = {"init": "", "tasks": "", "learning_rates": ""}
 for _name, _default in TEXTS.items():
     flags.DEFINE_string(_name, _default, "")
 flags.DEFINE_integer("seeds", 1, "", lower_bound=1)
-flags.DEFINE_integer("row", None, "")
-flags.DEFINE_bool("list", False, "")
-flags.DEFINE_bool("report", False, "")
-VALUED = (*TEXTS, "seeds", "row", "workdir", "config")
+VALUED = (*TEXTS, "seeds", "config")
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | N
     if not FLAGS.init:
         raise UserError("no run given; expected --init=RUN, such as --init=runs/bert_base, or --init=scratch:RUN")
     inherited(written | {"init": FLAGS.init})  # that there is such a run
-    shared = own_flags_cut(sys.argv[1:], VALUED, ("list", "report"))
+    shared = own_flags_cut(sys.argv[1:], VALUED)
     jobs = [_job(row, workdir, str(file), shared) for row in rows]
     console = Console()
     if FLAGS.list:

@@ -55,10 +55,7 @@ for _name, _default in TEXTS.items():
 flags.DEFINE_float("aspect", Family.aspect, "")
 flags.DEFINE_integer("head_width", Family.head_width, "")
 flags.DEFINE_float("warmup_share", 0.1, "")
-flags.DEFINE_integer("row", None, "")
-flags.DEFINE_bool("list", False, "")
-flags.DEFINE_bool("report", False, "")
-VALUED = (*TEXTS, "aspect", "head_width", "warmup_share", "row", "workdir")
+VALUED = (*TEXTS, "aspect", "head_width", "warmup_share")
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
@@ -113,7 +110,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
 
 def shared_arguments(arguments: Sequence[str]) -> list[str]:
     """What the study hands on to its rows: everything but its own flags."""
-    return own_flags_cut(arguments, VALUED, ("list", "report"))
+    return own_flags_cut(arguments, VALUED)
 
 
 def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]]]:

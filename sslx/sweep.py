@@ -14,12 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from absl import flags
 from etils.epath import Path
 
 from sslx.errors import UserError
 from sslx.train.console import Console
 from sslx.train.run_folder import has_checkpoint
 from sslx.train.signals import StopRequest, stop_on_signals
+
+# Of every sweep; their entries' help says what they mean.
+flags.DEFINE_integer("row", None, "")
+flags.DEFINE_bool("list", False, "")
+flags.DEFINE_bool("report", False, "")
 
 LOGS = "logs"  # what each job printed
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
@@ -98,15 +104,16 @@ def become(jobs: Sequence[Job], workdir: Path, index: int, what: str) -> None:
     os.execv(arguments[0], arguments)
 
 
-def own_flags_cut(arguments: Sequence[str], valued: Sequence[str], switches: Sequence[str] = ()) -> list[str]:
-    """A command line without a sweep's own flags: what it hands on to its jobs."""
+def own_flags_cut(arguments: Sequence[str], own: Sequence[str]) -> list[str]:
+    """A command line without the flags of every sweep and a sweep's ``own``: what it hands on to its jobs."""
+    valued, switches = {*own, "row", "workdir"}, {"list", "report"}
     kept, skip = [], False
     for argument in arguments:
         name, given, _ = argument.lstrip("-").partition("=")
-        own = argument.startswith("-") and (name in valued or name.removeprefix("no") in switches)
-        if not skip and not own:
+        cut = argument.startswith("-") and (name in valued or name.removeprefix("no") in switches)
+        if not skip and not cut:
             kept.append(argument)
-        skip = own and not given and name in valued  # the value of `--sizes 64,96` is an argument by itself
+        skip = cut and not given and name in valued  # the value of `--sizes 64,96` is an argument by itself
     return kept
 
 
@@ -129,7 +136,7 @@ def _run(arguments: list[str], log: Path, request: StopRequest) -> int:
 def _reason(code: int, log: Path) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in log.read_text(encoding="utf8", errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_bytes().decode("utf8", "replace").splitlines() if line.strip()]
     if code == 0:
         return "stopped before its last step"
     told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit code {code}"]
