@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from sslx.data.cache import hash_of
-from sslx.data.files import decoded
+from sslx.data.files import decoded, without_halves
 from sslx.data.records import (
     Parser,
     PreparedRecords,
@@ -270,7 +270,7 @@ def _tokens_of(answer: tuple[str, int], context: str, offsets: np.ndarray) -> tu
 def _read_squad(path: str) -> list[Record]:
     try:
         with open(path, "rb") as file:
-            given = json.loads(decoded(file.read(), path))
+            given = without_halves(json.loads(decoded(file.read(), path)))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
     records = []
@@ -278,13 +278,13 @@ def _read_squad(path: str) -> list[Record]:
         where = f"data[{a}]"
         for p, paragraph in enumerate(_part(article, "paragraphs", list, path, where)):
             there = f"{where}.paragraphs[{p}]"
-            context = _text(_part(paragraph, "context", str, path, there))
+            context = _part(paragraph, "context", str, path, there)
             for q, item in enumerate(_part(paragraph, "qas", list, path, there)):
                 place = f"{there}.qas[{q}]"
-                question = _text(_part(item, "question", str, path, place))
+                question = _part(item, "question", str, path, place)
                 answers = [
                     (
-                        _text(_part(answer, "text", str, path, f"{place}.answers[{i}]")),
+                        _part(answer, "text", str, path, f"{place}.answers[{i}]"),
                         _part(answer, "answer_start", int, path, f"{place}.answers[{i}]"),
                     )
                     for i, answer in enumerate(_part(item, "answers", list, path, place))
@@ -301,11 +301,6 @@ def _part(given: Any, name: str, kind: type, path: str, where: str) -> Any:
             "context, qas > question, answers > text, answer_start"
         )
     return given[name]
-
-
-def _text(text: str) -> str:
-    # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses; lengths stay.
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _record(question: str, context: str, answers: Sequence[tuple[str, int]]) -> Record:

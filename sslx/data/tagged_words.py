@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from sslx.data.cache import hash_of
-from sslx.data.files import decoded
+from sslx.data.files import decoded, json_object
 from sslx.data.packing import flat_ranges
 from sslx.data.records import (
     Parser,
@@ -230,12 +229,7 @@ def _read_json_lines(path: str, config: TaggedWordsConfig) -> list[Record]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            given = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(given, dict):
-            raise UserError(f"{where}: expected a JSON object, got {type(given).__name__}")
+        given = json_object(line, lambda: where)
         lists = []
         for name in (config.tokens_field, config.tags_field):
             if name not in given:

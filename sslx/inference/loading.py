@@ -12,6 +12,7 @@ import jax
 from etils.epath import Path
 
 from sslx.config import CheckpointConfig, build
+from sslx.data.files import without_halves
 from sslx.data.text import saved_tokenizer
 from sslx.data.tokenizer import Vocabulary
 from sslx.data.tokens import encoding_backend
@@ -47,11 +48,11 @@ class LoadedRun:
 
     def tokens_of(self, text: str) -> list[int]:
         """A text's tokens as training made them: special tokens that it spells are characters like others."""
-        return self._backend.encode(_without_halves(text), add_special_tokens=False).ids
+        return self._backend.encode(without_halves(text), add_special_tokens=False).ids
 
     def tokens_with_special(self, text: str) -> list[int]:
         """The same, but special tokens that the text spells are meant."""
-        return self.tokenizer.backend_tokenizer.encode(_without_halves(text), add_special_tokens=False).ids
+        return self.tokenizer.backend_tokenizer.encode(without_halves(text), add_special_tokens=False).ids
 
     @functools.cached_property
     def _backend(self) -> Tokenizer:
@@ -110,8 +111,3 @@ def _local(run: Path) -> LocalPath:
     for file in run.glob("*.json"):
         (copy / file.name).write_bytes(file.read_bytes())
     return copy
-
-
-def _without_halves(text: str) -> str:
-    # Half a surrogate pair is no text, and the tokenizer refuses it.
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -176,6 +176,15 @@ def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, 
         prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
 
 
+def test_half_a_surrogate_pair_in_a_word_is_an_unknown_character(tmp_path):
+    records = [{"tokens": ["EU", "caf\ud800"], "tags": ["B-ORG", "O"]}, {"tokens": ["caf\ufffd"], "tags": ["O"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data, names = prepared(f"jsonl:{tmp_path / 'a.jsonl'}", tokenizer="char")
+    assert names == ("B-ORG", "O")
+    pieces = set(data.tokenizer.get_vocab())
+    assert "\ufffd" in pieces and "\ud800" not in pieces
+
+
 def test_bad_files_are_told_by_line(tmp_path):
     def refused(name, content, source, match, **settings):
         (tmp_path / name).write_text(content)
