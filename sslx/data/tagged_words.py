@@ -224,24 +224,23 @@ def _read_conll(path: str, tag_column: int) -> list[Record]:
 
 
 def _read_json_lines(path: str, config: TaggedWordsConfig) -> list[Record]:
-    records = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        given = json_object(line, lambda: where)
-        lists = []
-        for name in (config.tokens_field, config.tags_field):
-            if name not in given:
-                raise UserError(f"{where}: no field {name!r}; {nearest(name, given)}")
-            if not isinstance(given[name], list):
-                raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
-            lists.append([str(item) for item in given[name]])
-        words, tags = lists
-        if len(words) != len(tags):
-            raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
-        records.append(_record(words, tags))
-    return records
+    lines = enumerate(_lines(path), 1)
+    return [_of_json(line, f"{path}:{number}", config) for number, line in lines if line.strip()]
+
+
+def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
+    given = json_object(line, lambda: where)
+    lists = []
+    for name in (config.tokens_field, config.tags_field):
+        if name not in given:
+            raise UserError(f"{where}: no field {name!r}; {nearest(name, given)}")
+        if not isinstance(given[name], list):
+            raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
+        lists.append([str(item) for item in given[name]])
+    words, tags = lists
+    if len(words) != len(tags):
+        raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
+    return _record(words, tags)
 
 
 def _from_tfds(
