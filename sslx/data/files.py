@@ -53,14 +53,14 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
 
 
 def content_of(paths: list[str]) -> list[Any]:
-    """Returns what changes when the files' content does, for a fingerprint."""
+    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint."""
     stats = [os.stat(path) for path in paths]
     if sum(stat.st_size for stat in stats) > HASHED_BYTES:
         return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     digests = []
     for path in paths:
         with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "blake2b").hexdigest())
+            digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
     return digests
 
 

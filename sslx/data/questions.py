@@ -6,7 +6,7 @@ apart, and a window without the answer has it at [CLS], like a question without 
 lead from answers to tokens and back.
 
 An answer whose text is not in the context at its place is skipped, as is a question that has only such answers; both
-are counted.
+are counted. Slices of SQuAD's files share no context; those of TFDS may.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow, or a split without a usable question.
     """
-    collection = open_records(config, {"squad": Parser((".json",), _read_squad)}, _from_tfds)
+    collection = open_records(config, {"squad": Parser((".json",), _read_squad, "context")}, _from_tfds)
     sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
     rows: dict[str, QuestionRows] = {}
     statistics, taken = {}, 0

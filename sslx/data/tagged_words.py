@@ -137,7 +137,8 @@ def prepare_tagged_words(
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow.
     """
-    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config))
+    reads = (config.tokens_field, config.tags_field, config.tag_column)
+    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config), reads)
     sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
     records = {role: all_records(source) for role, source in sources.items()}
     # Of everything the source holds, so that slices agree on the numbers.

@@ -252,8 +252,9 @@ def role_splits(config: Any, collection: Collection) -> dict[str, str]:
     splits = {"train": config.train_split, "eval": config.eval_split}
     if _to_hold_out(config, collection):
         documents = len(collection.splits["train"])
-        if documents < 2:
-            raise UserError(f"{config.source} has one record, and training needs another one to evaluate on")
+        if collection.parts("train") < 2:
+            one = collection.together or "record"
+            raise UserError(f"{config.source} has one {one}, and training needs another one to evaluate on")
         # Below 50 documents, 2 % rounds to none.
         parts = ("train[:-1]", "train[-1:]") if documents < 50 else ("train[:98%]", "train[98%:]")
         splits = dict(zip(splits, parts, strict=True))

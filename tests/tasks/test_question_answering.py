@@ -172,7 +172,10 @@ def test_the_loss_is_over_the_context_and_cls(data, batch):
     # An encoder that knows one token type, as RoBERTa, sees no other.
     one = dataclasses.replace(objective, model=dataclasses.replace(MODEL, token_types=1))
     assert viewed["token_types"].max() == 1
-    assert one.views(batch, jax.random.key(0), 0, train=True)["token_types"].max() == 0
+    params = one.init(jax.random.key(0), batch)["params"]
+    untyped = viewed | {"token_types": np.zeros_like(viewed["token_types"])}
+    for given in zip(*(one.predict(params, {}, seen).values() for seen in (viewed, untyped)), strict=True):
+        np.testing.assert_array_equal(*given)
 
 
 def test_spans_are_the_best_of_all_pairs():
@@ -293,6 +296,27 @@ def test_a_dataset_with_features_of_squad_gives_the_same_rows(data, tmp_path):
         np.testing.assert_array_equal(array, data.train.fetch(rows)[name])
 
 
+def test_slices_of_one_file_share_no_context(tmp_path):
+    contexts = [f"{context} Chapter {chapter}." for chapter in range(12) for context in CONTEXTS]
+    asked = [(i, f"{question} {i}", answer) for i in range(24) for which, question, answer in ASKED if which == i % 2]
+    (tmp_path / "all.json").write_text(json.dumps(squad(asked, contexts)))
+    thirds = dict(train_split="train[:50%]", eval_split="train[50%:75%]", test_split="train[75%:]")
+    for splits in ({}, thirds, dict(train_split="train[7:]", eval_split="train[:7]")):
+        made = prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS, **splits))
+        parts = [rows.questions for rows in (made.train, made.eval, made.test) if rows is not None]
+        assert sum(map(len, parts)) == len(asked)
+        found = [{question.context for question in part} for part in parts]
+        assert sum(map(len, found)) == len(contexts) == len(set.union(*found))
+        assert len(made.eval.questions) == pytest.approx({0: 2.4, 3: 30, 2: 7}[len(splits)], abs=3)
+    assert sorted(found[1]) != sorted(contexts)[: len(found[1])]
+    (tmp_path / "all.json").write_text(json.dumps(squad(ASKED[:3], CONTEXTS[:1])))
+    with pytest.raises(UserError, match="has one context, and training needs another one to evaluate on"):
+        prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
+    cut = dict(train_split="train[:1]", eval_split="train[1:]")
+    with pytest.raises(UserError, match=r"\(train has 3 records; those of one context stay together\)"):
+        prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS, **cut))
+
+
 def test_long_questions_are_cut_and_counted(folder):
     data = prepare_questions(QuestionsConfig(f"squad:{folder}", **SETTINGS | {"max_question_length": 5}))
     cut = sum(len(data.tokenizer(q, add_special_tokens=False)["input_ids"]) > 5 for _, q, _ in ASKED)
@@ -340,7 +364,8 @@ def test_no_usable_question_is_refused(tmp_path):
     given = squad([(0, "Who?", "Ada"), (0, "Why?", "It")], CONTEXTS[:1])
     for item in given["data"][0]["paragraphs"][0]["qas"]:
         item["answers"][0]["answer_start"] += 1
-    (tmp_path / "a.json").write_text(json.dumps(given))
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text(json.dumps(given))
     with pytest.raises(UserError, match="no question has an answer that is in its context at answer_start"):
         prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
 
