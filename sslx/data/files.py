@@ -192,7 +192,7 @@ def _number(label: str, path: str, row: int) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{path}, record {row}: label {label!r} is no number (config.data.label_type)")
+        raise UserError(f"{path}, record {row}: label {label!r} is no number")
     return value
 
 

@@ -30,9 +30,9 @@ from sslx.data.records import (
     RecordsConfig,
     all_records,
     open_records,
-    sources_and_tokenizer,
 )
 from sslx.data.rows import RowOrder
+from sslx.data.text import sources_and_tokenizer
 from sslx.data.tokenizer import vocabulary
 from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError, nearest
@@ -235,7 +235,8 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
       UserError: whatever the source, the splits or the tokenizer do not allow, or a split without a usable question.
     """
     collection = open_records(config, {"squad": Parser((".json",), _read_squad, "context")}, _from_tfds)
-    sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
+    sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
+    words = vocabulary(tokenizer)
     rows: dict[str, QuestionRows] = {}
     statistics, taken = {}, 0
     for role in sorted(sources, key=("eval", "test", "train").index):

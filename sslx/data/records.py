@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sslx.data.batches import RandomAccessRows
-from sslx.data.cache import cache_folder, hash_of
+from sslx.data.cache import hash_of
 from sslx.data.files import content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection, Source, data_sources, described_splits, prepared_builder
-from sslx.data.text import MIN_SEQ_LEN, role_splits
-from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
+from sslx.data.text import MIN_SEQ_LEN
+from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -163,27 +163,6 @@ def open_records(
     content = hash_of("records", scheme, digests, reads, parser.together)
     splits = {name: _InMemory(records) for name, records in found.items()}
     return Collection(spec, content, None, splits, orders, parser.together, edges)
-
-
-def sources_and_tokenizer(
-    config: RecordsConfig, collection: Collection, tokenizer_override: str | None
-) -> tuple[dict[str, Source], PreTrainedTokenizerFast, Vocabulary]:
-    """Each role's slice of the collection, and the tokenizer, trained on the training records if need be.
-
-    Raises:
-      UserError: splits that cannot be or overlap, or a tokenizer that cannot be loaded.
-    """
-    splits = role_splits(config, collection)
-    collection.check_disjoint(splits)
-    sources = {role: collection.slice(split) for role, split in splits.items()}
-    tokenizer = load_tokenizer(
-        tokenizer_override or config.tokenizer,
-        sources["train"],
-        vocab_size=config.vocab_size,
-        lowercase=config.lowercase,
-        cache_dir=cache_folder(config.cache_dir),
-    )
-    return sources, tokenizer, vocabulary(tokenizer)
 
 
 def all_records(source: Source) -> list[Record]:

@@ -28,9 +28,9 @@ from sslx.data.records import (
     RecordsConfig,
     all_records,
     open_records,
-    sources_and_tokenizer,
 )
 from sslx.data.rows import RowOrder
+from sslx.data.text import entropy, sources_and_tokenizer
 from sslx.data.tokenizer import vocabulary
 from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError, nearest
@@ -139,7 +139,8 @@ def prepare_tagged_words(
     """
     reads = (config.tokens_field, config.tags_field, config.tag_column)
     collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config), reads)
-    sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
+    sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
+    words = vocabulary(tokenizer)
     records = {role: all_records(source) for role, source in sources.items()}
     # Of everything the source holds, so that slices agree on the numbers.
     everything = itertools.chain.from_iterable(part.read(list(range(len(part)))) for part in collection.splits.values())
@@ -167,9 +168,7 @@ def prepare_tagged_words(
                     f"{role}: {count:,} of {statistics[f'{role}_words']:,} words are {why} and get no tag", flush=True
                 )
     statistics["tokens_per_row"] = statistics["train_tokens"] / statistics["train_rows"]
-    counts = rows["eval"].tag_counts
-    share = counts[counts > 0] / counts.sum()
-    statistics["tag_entropy"] = float(-(share * np.log(share)).sum())
+    statistics["tag_entropy"] = entropy(rows["eval"].tag_counts)
     fingerprints = {role: source.fingerprint for role, source in sources.items()}
     statistics["fingerprint"] = hash_of("tagged words", fingerprints, words.fingerprint, config.seq_len, names)
     prepared = PreparedRecords(

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils.epath import Path
 
-from sslx.config import CheckpointConfig, build
 from sslx.data.files import without_halves
 from sslx.data.text import saved_tokenizer
 from sslx.data.tokenizer import Vocabulary
 from sslx.data.tokens import encoding_backend
-from sslx.errors import UserError
 from sslx.objective import Objective
-from sslx.storage import absolute, check, is_remote, local_copy
-from sslx.train.checkpoint import best_saved_step, read_variables, saved_steps
+from sslx.storage import check, is_remote, local_copy
+from sslx.train.checkpoint import chosen_step, read_variables
 from sslx.train.initialise import objective_class, part_of
 from sslx.train.run_folder import read_config
 
@@ -71,7 +69,7 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     """
     check(run)
     written = read_config(Path(run))
-    step = _step(Path(run), written, step)
+    step = chosen_step(Path(run), written, step)
     folder = _local(Path(run))
     objective = objective_class(written).restored(written, folder)
     tokenizer, words = saved_tokenizer(folder)
@@ -85,20 +83,6 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
         variables=jax.device_put(read_variables(Path(run), step)),
         longest=written["data"].get("seq_len"),
     )
-
-
-def _step(run: Path, written: dict[str, Any], step: int | None) -> int:
-    steps = saved_steps(absolute(run) / "checkpoints")
-    if not steps:
-        raise UserError(f"no checkpoint in {run}/checkpoints; expected checkpoints/<step>/ of a run that has saved")
-    if step is not None:
-        if step not in steps:
-            raise UserError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-        return step
-    best = None
-    if part_of(written) == "task":
-        best = best_saved_step(run, build(CheckpointConfig, written["checkpoint"], "config.checkpoint"))
-    return steps[-1] if best is None else best
 
 
 def _local(run: Path) -> LocalPath:
