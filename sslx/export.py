@@ -23,16 +23,15 @@ from absl import flags
 from etils.epath import Path
 
 from sslx import entry
-from sslx.config import CheckpointConfig, build
 from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.interop import stablehlo, writing
 from sslx.interop.folder import is_published
 from sslx.interop.model_card import model_card
 from sslx.runtime import configure
-from sslx.storage import absolute, is_remote
-from sslx.train.checkpoint import best_saved_step, read_variables, saved_steps
-from sslx.train.initialise import objective_class, part_of
+from sslx.storage import is_remote
+from sslx.train.checkpoint import chosen_step, read_variables
+from sslx.train.initialise import objective_class
 from sslx.train.run_folder import read_config
 
 FORMATS = ("hf", "stablehlo")
@@ -77,7 +76,7 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
     if is_published(config):
         raise UserError(f"--run={run} is a folder of published weights and no run of sslx")
     _check_out(out)
-    step = _step(folder, config, step)
+    step = chosen_step(folder, config, step)
     objective = objective_class(config).restored(config, folder)
     variables = read_variables(folder, step)
     params, state = variables["params"], variables["state"]
@@ -111,20 +110,6 @@ def _write_hf(
     writing.write(form, folder, tokenizer, labels)
     count = sum(array.size for array in form.tensors.values())
     return form.class_name, {"parameters": f"{count:,}", "vocabulary": f"{words.size:,} tokens"}
-
-
-def _step(run: Path, config: dict[str, Any], step: int | None) -> int:
-    steps = saved_steps(absolute(run) / "checkpoints")
-    if not steps:
-        raise UserError(f"no checkpoint in {run}; expected checkpoints/<step>/ of a run that has saved")
-    if step is None:
-        best = None
-        if part_of(config) == "task":
-            best = best_saved_step(run, build(CheckpointConfig, config["checkpoint"], "config.checkpoint"))
-        return steps[-1] if best is None else best
-    if step not in steps:
-        raise UserError(f"--step={step} is no checkpoint of {run}; it has {', '.join(map(str, steps))}")
-    return step
 
 
 def _check_out(out: str) -> None:

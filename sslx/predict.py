@@ -8,7 +8,7 @@ with a text a line. Out: a JSON object a line, in the same order, with the field
   --input=FILE            .jsonl or .txt; - is JSON lines from stdin
   --output=FILE           where to write, whole or not at all; default: - (stdout)
   --overwrite             the output may exist
-  --keep=FIELD,...        more fields that the input may have; they are copied
+  --keep=FIELD,...        more fields that the input may have; they are copied. None of the answer's, such as label
   --batch_size=32         texts that go through the model at once
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
 
@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags
 
 from sslx import entry
-from sslx.data.files import decoded
+from sslx.data.files import decoded, json_object
 from sslx.errors import UserError, choose, nearest
 from sslx.inference import VERBS
 from sslx.inference.model import load, verb_class
@@ -67,6 +67,9 @@ def main() -> None:
     model.require(name)
     verb = _verb(name)
     keep = tuple(filter(None, given.keep.split(",")))
+    for field in keep:
+        if field in verb.answer_fields():
+            raise UserError(f"--keep={field}: {name} writes {field!r} itself; give the field of the input another name")
     lines, records = _records(content, given.input, verb, keep)
     try:
         answers = model.answers(verb, records, given.batch_size)
@@ -158,14 +161,11 @@ def _records(content: str, file: str, verb: Verb, keep: tuple[str, ...]) -> tupl
 
 
 def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    record = json_object(line, lambda: where)
     valid = (*verb.fields, *verb.optional, *ALWAYS, *keep)
     for name in record:
+        if name in verb.answer_fields():
+            raise UserError(f"{where}: field {name!r} is one of the answer's; give it another name")
         if name not in valid:
             raise UserError(f"{where}: unknown field {name!r}; {nearest(name, valid)}; --keep={name} copies it")
     for name in verb.fields:

@@ -150,7 +150,7 @@ def test_the_entry_writes_a_whole_folder_or_none(entries, run, exported, tmp_pat
         f"--run={run} --format=hf": "no --out given",
         f"--run={run}x --format=hf --out=b": "no run in",
         f"--run={exported} --format=hf --out=b": "is a folder of published weights and no run",
-        f"--run={run} --format=hf --out=b --step=1": "--step=1 is no checkpoint of",
+        f"--run={run} --format=hf --out=b --step=1": "has no checkpoint of step 1; it has",
         f"--run={run} --format=stablehlo --out=b --encoder_only": "--encoder_only is for --format=hf",
         f"--run={run} --format=hf --out=made/model/config.json/b": "is not a folder that can be written",
     }

@@ -14,6 +14,8 @@ import pytest
 from entries import REPOSITORY, simulated
 
 import sslx
+from sslx.inference import VERBS
+from sslx.inference.model import verb_class
 
 TEXTS = ["Return the sum of the [MASK].", "The [MASK] is closed when the [MASK] is not open.", "[MASK]"]
 
@@ -31,6 +33,8 @@ def folder(tmp_path_factory):
         "missing.jsonl": b'{"id": 1}\n',
         "number.jsonl": b'{"text": 3}\n',
         "list.jsonl": b'["text"]\n',
+        "halves.jsonl": rb'{"text": "[MASK] \ud800", "id": "\udc00", "more": [{"\ud83d": "\ud83d\ude00"}]}' + b"\n",
+        "label.jsonl": b'{"text": "[MASK]", "label": "a"}\n',
         "broken.jsonl": b'{"text": "[MASK]"}\n{"text": \n',
         "latin.jsonl": '{"text": "café"}\n'.encode("latin-1"),
         "nomask.txt": b"[MASK]\nnothing\n",
@@ -112,8 +116,27 @@ def test_from_stdin_to_stdout(folder, trained):
     assert (line["text"], line["a"], len(line["embedding"])) == ("café", [1], 32)
 
 
+def test_halves_of_surrogate_pairs_are_read_as_unknown_characters(predict, trained):
+    ended = predict(f"--run={trained('bert_mlm')}", "--input=halves.jsonl", "--keep=more")
+    assert ended.code == 0, ended.stderr
+    (line,) = lines(ended.stdout)
+    assert [line["text"], line["id"], line["more"]] == ["[MASK] \ufffd", "\ufffd", [{"\ufffd": "😀"}]]
+
+
+def test_every_verb_tells_the_fields_of_its_answers():
+    first = {name: verb_class(name).answer_fields()[:2] for name in VERBS}
+    assert first == {
+        "fill": ("filled", "masks"),
+        "generate": ("generated", "ended"),
+        "classify": ("label", "probabilities"),
+        "tag": ("words", "tags"),
+        "answer": ("answer", "candidates"),
+        "embed": ("embedding", "tokens_left_out"),
+    }
+
+
 def test_what_it_refuses(predict, folder, trained):
-    run = f"--run={trained('bert_mlm')}"
+    run, classify = (f"--run={trained(config)}" for config in ("bert_mlm", "finetune/text_classification"))
     cases = {
         (): "no --run given; expected --run=FOLDER --input=FILE",
         (run,): "no --input given",
@@ -131,6 +154,8 @@ def test_what_it_refuses(predict, folder, trained):
         (run, "--input=in.jsonl", "extra"): "unexpected argument 'extra'",
         (run, "--input=unknown.jsonl"): "unknown.jsonl, line 3: unknown field 'txt'; did you mean 'text'?",
         (run, "--input=more.jsonl"): "line 1: unknown field 'title'; valid: id, text; --keep=title copies it",
+        (classify, "--input=label.jsonl"): "line 1: field 'label' is one of the answer's; give it another name",
+        (classify, "--input=in.jsonl", "--keep=more,label"): "--keep=label: classify writes 'label' itself",
         (run, "--input=missing.jsonl"): "missing.jsonl, line 1: no field 'text'",
         (run, "--input=number.jsonl"): "number.jsonl, line 1: field 'text' is not a string but int",
         (run, "--input=list.jsonl"): "list.jsonl, line 1: expected a JSON object, got list",

@@ -16,7 +16,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,14 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
 
 
 def content_of(paths: list[str]) -> list[Any]:
-    """Returns what changes when the files' content does, for a fingerprint."""
+    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint."""
     stats = [os.stat(path) for path in paths]
     if sum(stat.st_size for stat in stats) > HASHED_BYTES:
         return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     digests = []
     for path in paths:
         with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "blake2b").hexdigest())
+            digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
     return digests
 
 
@@ -70,6 +70,35 @@ def decoded(data: bytes, where: str, offset: int = 0) -> str:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {offset + error.start:,}") from error
+
+
+def without_halves(value: Any) -> Any:
+    """A JSON value whose texts hold U+FFFD for each half of a surrogate pair; their lengths stay.
+
+    JSON may escape such a half alone; it is no text, a tokenizer refuses it and UTF-8 cannot hold it.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [without_halves(item) for item in value]
+    if isinstance(value, dict):
+        return {without_halves(name): without_halves(item) for name, item in value.items()}
+    return value
+
+
+def json_object(line: str, where: Callable[[], str]) -> dict[str, Any]:
+    """Parses one of a file's JSON lines, `without_halves`.
+
+    Raises:
+      UserError: it is no JSON object; says ``where()``.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where()}: not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where()}: expected a JSON object, got {type(record).__name__}")
+    return without_halves(record)
 
 
 class FileRecords:
@@ -163,7 +192,7 @@ def _number(label: str, path: str, row: int) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{path}, record {row}: label {label!r} is no number (config.data.label_type)")
+        raise UserError(f"{path}, record {row}: label {label!r} is no number")
     return value
 
 
@@ -223,21 +252,16 @@ class _JsonLinesFile:
         text = "" if record[field] is None else record[field]
         if not isinstance(text, str):
             raise UserError(f"{self._where(row)}: field {field!r} is not a string but {type(text).__name__}")
-        # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses.
-        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
 
     def _record(self, row: int) -> dict[str, Any]:
         start = int(self._starts[row])
         line = self._bytes[start : int(self._ends[row])]
         try:
-            record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            text = line.decode("utf-8").removeprefix("\ufeff")
         except UnicodeDecodeError:
-            record = decoded(line, self._where(row), start)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self._where(row)}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{self._where(row)}: expected a JSON object, got {type(record).__name__}")
-        return record
+            text = decoded(line, self._where(row), start)
+        return json_object(text, functools.partial(self._where, row))
 
     def _where(self, row: int) -> str:
         return f"{self._path}:{self._bytes[: int(self._starts[row])].count(10) + 1}"

@@ -122,7 +122,7 @@ def text_pairs_plan(
     """One pair of texts a row, in their order; of too long ones the longer text loses its end.
 
     The lengths are those of Hugging Face's ``truncation="longest_first"``: if the shorter text has more than half of
-    the room, both get half of it, and the second one the odd token.
+    the room, both get half of it, and the longer one (of equals the second) the odd token.
     """
     room = seq_len - 2 - separators
     second = pair_lengths

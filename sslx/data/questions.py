@@ -2,11 +2,11 @@
 
 In: a `QuestionsConfig`. Out: rows ``[CLS] question [SEP] part of the context [SEP]`` with token types, as BERT's
 run_squad makes them: a context that is too long for one row is read through windows that begin ``doc_stride`` tokens
-apart, and a window without the answer has it at [CLS], like a question without one. The tokenizer's character offsets
-lead from answers to tokens and back.
+apart, and a window without the answer has it at [CLS], like a question without one. Where the tokenizer puts two [SEP]
+between texts, as RoBERTa's does, so do rows. The tokenizer's character offsets lead from answers to tokens and back.
 
 An answer whose text is not in the context at its place is skipped, as is a question that has only such answers; both
-are counted.
+are counted. Slices of SQuAD's files share no context; those of TFDS may.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 
 from sslx.data.cache import hash_of
-from sslx.data.files import decoded
+from sslx.data.files import decoded, without_halves
 from sslx.data.records import (
     Parser,
     PreparedRecords,
@@ -30,9 +30,9 @@ from sslx.data.records import (
     RecordsConfig,
     all_records,
     open_records,
-    sources_and_tokenizer,
 )
 from sslx.data.rows import RowOrder
+from sslx.data.text import sources_and_tokenizer
 from sslx.data.tokenizer import vocabulary
 from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError, nearest
@@ -40,7 +40,7 @@ from sslx.errors import UserError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIALS = 3  # [CLS], [SEP], [SEP]
+SPECIALS = 3  # [CLS], [SEP], [SEP]; a [SEP] more where two stand between texts
 KEPT = "question_answering.json"
 
 
@@ -54,11 +54,19 @@ class QuestionsConfig(RecordsConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        room = self.seq_len - SPECIALS - self.max_question_length
+        self.check_room(SPECIALS)
+
+    def check_room(self, specials: int) -> None:
+        """Refuses settings that leave too little room in rows with so many special tokens.
+
+        Raises:
+          UserError: no token of context, or fewer than ``doc_stride``, fit beside the longest question.
+        """
+        room = self.seq_len - specials - self.max_question_length
         if self.max_question_length < 1 or room < 1:
             raise UserError(
                 f"config.data.max_question_length is {self.max_question_length}; expected 1 to "
-                f"{self.seq_len - SPECIALS - 1}, or a question leaves no room for its context in rows of "
+                f"{self.seq_len - specials - 1}, or a question leaves no room for its context in rows of "
                 f"config.data.seq_len={self.seq_len}"
             )
         if not 1 <= self.doc_stride <= room:
@@ -88,6 +96,9 @@ class QuestionRows:
         first_window: int = 0,
     ):
         self.first_window, self._seq_len, self._vocabulary = first_window, config.seq_len, vocabulary(tokenizer)
+        self._between = self._vocabulary.pair_separators
+        specials = self._specials = 2 + self._between
+        config.check_room(specials)
         backend = encoding_backend(tokenizer.backend_tokenizer.to_str())
         contexts = {text: i for i, text in enumerate(dict.fromkeys(question.context for question in questions))}
         self._contexts = [
@@ -115,7 +126,7 @@ class QuestionRows:
             self.questions_cut += len(ids) > config.max_question_length
             ids = ids[: config.max_question_length]
             span = _tokens_of(good[0], question.context, offsets) if good else (-1, -1)
-            room, length = config.seq_len - SPECIALS - len(ids), len(offsets)
+            room, length = config.seq_len - specials - len(ids), len(offsets)
             for start in range(0, max(length - room, 0) + config.doc_stride, config.doc_stride):
                 windows.append((len(self.questions), start, min(room, length - start), *span))
                 if start + room >= length:
@@ -137,7 +148,7 @@ class QuestionRows:
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows."""
-        return int((self._asked_lengths[self._windows[:, 0]] + self._windows[:, 2] + SPECIALS).sum())
+        return int((self._asked_lengths[self._windows[:, 0]] + self._windows[:, 2] + self._specials).sum())
 
     @property
     def unanswerable(self) -> int:
@@ -156,8 +167,27 @@ class QuestionRows:
         """Where in the context the tokens at places ``first`` to ``last`` of a window begin and end."""
         question, start = self._windows[window - self.first_window, :2]
         offsets = self._contexts[self._context[question]][1]
-        shift = start - (self._asked_lengths[question] + 2)
+        shift = start - self._begin(question)
         return int(offsets[first + shift, 0]), int(offsets[last + shift, 1])
+
+    def most_context(self, window: int, places: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Whether a window is the one of its question where the tokens at some of its places have most context.
+
+        As run_squad reckons: the smaller of the numbers of tokens on the two sides, and a hundredth of the window's
+        length; of equal windows the first.
+        """
+        number = window - self.first_window
+        question, start = self._windows[number, :2]
+        first, stop = np.searchsorted(self._windows[:, 0], [question, question + 1])
+        starts, lengths = self._windows[first:stop, 1:3].T
+        before = (np.asarray(places) - self._begin(question) + start)[:, None] - starts
+        context = np.minimum(before, lengths - 1 - before)
+        score = np.where(context < 0, -np.inf, context + 0.01 * lengths)
+        return first + np.argmax(score, axis=1) == number
+
+    def _begin(self, question: int) -> int:
+        """The place in a row where the context begins."""
+        return int(self._asked_lengths[question]) + 1 + self._between
 
     def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> Mapping[str, Int[np.ndarray, "n ..."]]:
         """Reads rows.
@@ -176,16 +206,13 @@ class QuestionRows:
         for row, row_id in enumerate(np.asarray(row_ids).tolist()):
             question, start, length, first, last = self._windows[row_id].tolist()
             asked, (context, _) = self._asked[question], self._contexts[self._context[question]]
-            begin, end = len(asked) + 2, len(asked) + SPECIALS + length
+            begin = self._begin(question)
+            end = begin + length + 1
             tokens = batch["tokens"][row]
-            tokens[0], tokens[begin - 1], tokens[end - 1] = (
-                self._vocabulary.cls_id,
-                self._vocabulary.sep_id,
-                self._vocabulary.sep_id,
-            )
-            tokens[1 : begin - 1], tokens[begin : end - 1] = asked, context[start : start + length]
+            tokens[0], tokens[1 + len(asked) : end] = self._vocabulary.cls_id, self._vocabulary.sep_id
+            tokens[1 : 1 + len(asked)], tokens[begin : end - 1] = asked, context[start : start + length]
             batch["segment_ids"][row, :end], batch["positions"][row, :end] = 1, np.arange(end)
-            batch["token_types"][row, begin:end] = 1
+            batch["token_types"][row, len(asked) + 2 : end] = 1
             inside = first >= start and last < start + length
             batch["answer_start"][row] = begin + first - start if inside else 0
             batch["answer_end"][row] = begin + last - start if inside else 0
@@ -207,8 +234,9 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow, or a split without a usable question.
     """
-    collection = open_records(config, {"squad": Parser((".json",), _read_squad)}, _from_tfds)
-    sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
+    collection = open_records(config, {"squad": Parser((".json",), _read_squad, "context")}, _from_tfds)
+    sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
+    words = vocabulary(tokenizer)
     rows: dict[str, QuestionRows] = {}
     statistics, taken = {}, 0
     for role in sorted(sources, key=("eval", "test", "train").index):
@@ -270,7 +298,7 @@ def _tokens_of(answer: tuple[str, int], context: str, offsets: np.ndarray) -> tu
 def _read_squad(path: str) -> list[Record]:
     try:
         with open(path, "rb") as file:
-            given = json.loads(decoded(file.read(), path))
+            given = without_halves(json.loads(decoded(file.read(), path)))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
     records = []
@@ -278,13 +306,13 @@ def _read_squad(path: str) -> list[Record]:
         where = f"data[{a}]"
         for p, paragraph in enumerate(_part(article, "paragraphs", list, path, where)):
             there = f"{where}.paragraphs[{p}]"
-            context = _text(_part(paragraph, "context", str, path, there))
+            context = _part(paragraph, "context", str, path, there)
             for q, item in enumerate(_part(paragraph, "qas", list, path, there)):
                 place = f"{there}.qas[{q}]"
-                question = _text(_part(item, "question", str, path, place))
+                question = _part(item, "question", str, path, place)
                 answers = [
                     (
-                        _text(_part(answer, "text", str, path, f"{place}.answers[{i}]")),
+                        _part(answer, "text", str, path, f"{place}.answers[{i}]"),
                         _part(answer, "answer_start", int, path, f"{place}.answers[{i}]"),
                     )
                     for i, answer in enumerate(_part(item, "answers", list, path, place))
@@ -301,11 +329,6 @@ def _part(given: Any, name: str, kind: type, path: str, where: str) -> Any:
             "context, qas > question, answers > text, answer_start"
         )
     return given[name]
-
-
-def _text(text: str) -> str:
-    # JSON may escape half a surrogate pair, which is no text and which the tokenizer refuses; lengths stay.
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _record(question: str, context: str, answers: Sequence[tuple[str, int]]) -> Record:

@@ -6,6 +6,10 @@ dict with what its parser found and ``text``, all of its text, for a tokenizer t
 
 Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
 ``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.
+
+A slice of files is a random sample of records or, where a parser says what belongs together (questions about one
+context), of whole groups of them: a percentage or a number of records is then kept as nearly as groups allow, and no
+group is in two slices that do not overlap. TFDS slices are TFDS's own, which cut between any two records.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sslx.data.batches import RandomAccessRows
-from sslx.data.cache import cache_folder, hash_of
+from sslx.data.cache import hash_of
 from sslx.data.files import content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection, Source, data_sources, described_splits, prepared_builder
-from sslx.data.text import MIN_SEQ_LEN, role_splits
-from sslx.data.tokenizer import Vocabulary, load_tokenizer, vocabulary
+from sslx.data.text import MIN_SEQ_LEN
+from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -58,11 +62,13 @@ class RecordsConfig:
 class Parser:
     """How the files of one scheme are read: their suffixes, and a function from a path to its records.
 
+    Records that have the same in their field ``together`` are in one slice; "" = each stands for itself.
     The function raises UserError where a file is not what it should be, with its line if it has lines.
     """
 
     suffixes: tuple[str, ...]
     read: Callable[[str], list[Record]]
+    together: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +120,7 @@ def open_records(
     config: RecordsConfig,
     parsers: Mapping[str, Parser],
     from_tfds: Callable[[str, Mapping[str, Any]], Callable[[Mapping[str, Any]], Record]],
+    reads: Sequence[str | int] = (),
 ) -> Collection:
     """Opens everything that ``config.source`` names.
 
@@ -121,6 +128,7 @@ def open_records(
       config: The source, and where TFDS keeps its datasets.
       parsers: By scheme.
       from_tfds: From a spec and its features to the function that makes a record of an example.
+      reads: The fields and columns that the functions read, where a config chooses them; for the fingerprint.
 
     Raises:
       UserError: an unknown form, no matching file, one that its parser refuses or that holds nothing, a dataset that
@@ -135,47 +143,40 @@ def open_records(
         builder = prepared_builder(rest, config.tfds_dir or None)
         convert = from_tfds(spec, builder.info.features)
         splits = {name: _FromTfds(examples, convert) for name, examples in data_sources(spec, builder).items()}
-        content = hash_of("tfds records", builder.info.full_name, described_splits(builder))
+        content = hash_of("tfds records", builder.info.full_name, described_splits(builder), reads)
         return Collection(spec, content, None, splits, {})
     if scheme not in parsers or not rest:
         raise UserError(f"unknown data source {spec!r}; {nearest(f'{scheme}:GLOB' if rest else spec, forms)}")
     parser = parsers[scheme]
     paths = matching_files(spec, rest, parser.suffixes)
     found: dict[str, list[Record]] = {}
-    for path, split in zip(paths, _splits_of_files(paths), strict=True):
+    split_of_file = _splits_of_files(paths)
+    for path, split in zip(paths, split_of_file, strict=True):
         found.setdefault(split, []).extend(parser.read(path))
     for split, records in found.items():
         if not records:
             raise UserError(f"{spec} holds no records for split {split!r}")
-    orders = {name: np.random.default_rng(SLICE_SEED).permutation(len(records)) for name, records in found.items()}
-    content = hash_of("records", scheme, sorted(found), content_of(paths))
-    return Collection(spec, content, None, {name: _InMemory(records) for name, records in found.items()}, orders)
-
-
-def sources_and_tokenizer(
-    config: RecordsConfig, collection: Collection, tokenizer_override: str | None
-) -> tuple[dict[str, Source], PreTrainedTokenizerFast, Vocabulary]:
-    """Each role's slice of the collection, and the tokenizer, trained on the training records if need be.
-
-    Raises:
-      UserError: splits that cannot be or overlap, or a tokenizer that cannot be loaded.
-    """
-    splits = role_splits(config, collection)
-    collection.check_disjoint(splits)
-    sources = {role: collection.slice(split) for role, split in splits.items()}
-    tokenizer = load_tokenizer(
-        tokenizer_override or config.tokenizer,
-        sources["train"],
-        vocab_size=config.vocab_size,
-        lowercase=config.lowercase,
-        cache_dir=cache_folder(config.cache_dir),
-    )
-    return sources, tokenizer, vocabulary(tokenizer)
+    ordered = {name: _ordered(records, parser.together) for name, records in found.items()}
+    orders = {name: order for name, (order, _) in ordered.items()}
+    edges = {name: edges for name, (_, edges) in ordered.items()} if parser.together else {}
+    digests = list(zip(split_of_file, content_of(paths), strict=True))
+    content = hash_of("records", scheme, digests, reads, parser.together)
+    splits = {name: _InMemory(records) for name, records in found.items()}
+    return Collection(spec, content, None, splits, orders, parser.together, edges)
 
 
 def all_records(source: Source) -> list[Record]:
     """The records of a slice."""
     return source.__getitems__(range(len(source)))
+
+
+def _ordered(records: Sequence[Record], together: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of records in a fixed random order, each group a block; and the places where blocks begin and end."""
+    number: dict[Any, int] = {}
+    keys = (record[together] if together else i for i, record in enumerate(records))
+    group = np.array([number.setdefault(key, len(number)) for key in keys])
+    place = np.argsort(np.random.default_rng(SLICE_SEED).permutation(len(number)))[group]
+    return np.argsort(place, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(place))])
 
 
 def _splits_of_files(paths: list[str]) -> list[str]:

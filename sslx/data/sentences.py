@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float32, Int, Int64
 
 from sslx.data.batches import RandomAccessRows, RowOrder
 from sslx.data.cache import cache_folder, hash_of
@@ -35,7 +35,7 @@ class ScoredPairs:
 
     first: TextRows
     second: TextRows
-    scores: Float[np.ndarray, " pairs"]
+    scores: Float32[np.ndarray, " pairs"]
     fingerprint: str
 
 
@@ -137,15 +137,15 @@ def _scored_pairs(spec: str, config: TextConfig, data: PreparedText) -> ScoredPa
     corpora: list[Any] = []
     for name in ("text", "text2"):
         collection = open_collection(
-            spec, text_field=name, label_field="score", cache_dir=cache_folder(config.cache_dir)
+            spec,
+            text_field=name,
+            label_field="score",
+            label_type="number",
+            cache_dir=cache_folder(config.cache_dir),
         )
         corpus = tokenize_corpus(collection.slice("train"), data.tokenizer, cache_dir=cache_folder(config.cache_dir))
         if corpus.skipped_documents:
             raise UserError(f"{spec}: field {name!r} is empty in {corpus.skipped_documents:,} records")
         corpora.append(corpus)
         made.append(TextRows(corpus, documents_plan(corpus.document_offsets, config.seq_len), data.vocabulary))
-    try:
-        values = np.array([float(name) for name in corpora[0].label_names], np.float64)
-    except ValueError as error:
-        raise UserError(f"{spec}: field 'score' holds what is no number ({error})") from error
-    return ScoredPairs(*made, values[corpora[0].labels], hash_of([corpus.fingerprint for corpus in corpora]))
+    return ScoredPairs(*made, corpora[0].labels, hash_of([corpus.fingerprint for corpus in corpora]))

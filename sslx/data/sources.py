@@ -102,13 +102,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """A whole source before slicing: opened (and hashed) once, sliced into train, eval and test."""
+    """A whole source before slicing: opened (and hashed) once, sliced into train, eval and test.
+
+    Where records of one ``together`` ("context") are not to be parted, ``edges`` are the places of an order, its ends
+    included, at which it may be cut; a slice that would end elsewhere ends at the nearest one inside the split.
+    """
 
     spec: str
     content: str  # hash of everything that determines what the records hold
     label_names: tuple[str, ...] | None
     splits: Mapping[str, Records] = field(repr=False)
     orders: Mapping[str, np.ndarray] = field(repr=False)  # the order slices cut, where it is not the records' own
+    together: str = ""
+    edges: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def divided(self) -> Collection:
         """Of a source that is one document: its last tenth as the split ``validation``, the rest as ``train``."""
@@ -134,9 +140,14 @@ class Collection:
         ids = np.concatenate(ids)
         if not len(ids):
             sizes = ", ".join(f"{name} has {len(records):,}" for name, records in self.splits.items())
-            raise UserError(f"split {split!r} of {self.spec} is empty ({sizes} records)")
+            whole = f"; those of one {self.together} stay together" if self.together else ""
+            raise UserError(f"split {split!r} of {self.spec} is empty ({sizes} records{whole})")
         fingerprint = hash_of(self.content, ranges)
         return Source(self.spec, split, fingerprint, self.label_names, tuple(self.splits.values()), ids)
+
+    def parts(self, name: str) -> int:
+        """Into how many slices a split can be cut."""
+        return len(self.edges[name]) - 1 if name in self.edges else len(self.splits[name])
 
     def check_disjoint(self, splits: Mapping[str, str]) -> None:
         """Refuses splits (role -> expression; "" is skipped) that share records.
@@ -174,7 +185,20 @@ class Collection:
             absolute = instruction.to_absolute(infos)
         except ValueError as error:
             raise UserError(f"split {split!r} of {self.spec}: {first_line(error)}") from error
-        return [(a.splitname, a.from_ or 0, len(self.splits[a.splitname]) if a.to is None else a.to) for a in absolute]
+        found = []
+        for part in absolute:
+            size = len(self.splits[part.splitname])
+            ends = (part.from_ or 0, size if part.to is None else part.to)
+            found.append((part.splitname, *(self._edge(part.splitname, end, size) for end in ends)))
+        return found
+
+    def _edge(self, name: str, place: int, size: int) -> int:
+        """Where a split is cut that is to be cut at a place."""
+        if name not in self.edges or place in (0, size):
+            return place
+        # Never at an end, if there is another edge: half a split is not to become all of it or nothing.
+        inner = self.edges[name][1:-1] if self.parts(name) > 1 else self.edges[name]
+        return int(inner[np.argmin(np.abs(inner - place))])
 
 
 def open_source(spec: str, split: str, **options: Any) -> Source:
@@ -227,7 +251,8 @@ def open_collection(
     if scheme != "text" and label_field != "label" and not records.labelled:
         raise UserError(f"{paths[0]}: no field {label_field!r} for labels")
     order = np.random.default_rng(SLICE_SEED).permutation(len(records))
-    content = hash_of("files", text_field, label_field, content_of(paths), *fields.rare)
+    label_read = label_field if records.labelled else ""
+    content = hash_of("files", text_field, label_read, content_of(paths), *fields.rare)
     return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from sslx.data.cache import hash_of
-from sslx.data.files import decoded
+from sslx.data.files import decoded, json_object
 from sslx.data.packing import flat_ranges
 from sslx.data.records import (
     Parser,
@@ -29,9 +28,9 @@ from sslx.data.records import (
     RecordsConfig,
     all_records,
     open_records,
-    sources_and_tokenizer,
 )
 from sslx.data.rows import RowOrder
+from sslx.data.text import entropy, sources_and_tokenizer
 from sslx.data.tokenizer import vocabulary
 from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError, nearest
@@ -138,8 +137,10 @@ def prepare_tagged_words(
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow.
     """
-    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config))
-    sources, tokenizer, words = sources_and_tokenizer(config, collection, tokenizer_override)
+    reads = (config.tokens_field, config.tags_field, config.tag_column)
+    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config), reads)
+    sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
+    words = vocabulary(tokenizer)
     records = {role: all_records(source) for role, source in sources.items()}
     # Of everything the source holds, so that slices agree on the numbers.
     everything = itertools.chain.from_iterable(part.read(list(range(len(part)))) for part in collection.splits.values())
@@ -167,9 +168,7 @@ def prepare_tagged_words(
                     f"{role}: {count:,} of {statistics[f'{role}_words']:,} words are {why} and get no tag", flush=True
                 )
     statistics["tokens_per_row"] = statistics["train_tokens"] / statistics["train_rows"]
-    counts = rows["eval"].tag_counts
-    share = counts[counts > 0] / counts.sum()
-    statistics["tag_entropy"] = float(-(share * np.log(share)).sum())
+    statistics["tag_entropy"] = entropy(rows["eval"].tag_counts)
     fingerprints = {role: source.fingerprint for role, source in sources.items()}
     statistics["fingerprint"] = hash_of("tagged words", fingerprints, words.fingerprint, config.seq_len, names)
     prepared = PreparedRecords(
@@ -225,29 +224,23 @@ def _read_conll(path: str, tag_column: int) -> list[Record]:
 
 
 def _read_json_lines(path: str, config: TaggedWordsConfig) -> list[Record]:
-    records = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            given = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(given, dict):
-            raise UserError(f"{where}: expected a JSON object, got {type(given).__name__}")
-        lists = []
-        for name in (config.tokens_field, config.tags_field):
-            if name not in given:
-                raise UserError(f"{where}: no field {name!r}; {nearest(name, given)}")
-            if not isinstance(given[name], list):
-                raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
-            lists.append([str(item) for item in given[name]])
-        words, tags = lists
-        if len(words) != len(tags):
-            raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
-        records.append(_record(words, tags))
-    return records
+    lines = enumerate(_lines(path), 1)
+    return [_of_json(line, f"{path}:{number}", config) for number, line in lines if line.strip()]
+
+
+def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
+    given = json_object(line, lambda: where)
+    lists = []
+    for name in (config.tokens_field, config.tags_field):
+        if name not in given:
+            raise UserError(f"{where}: no field {name!r}; {nearest(name, given)}")
+        if not isinstance(given[name], list):
+            raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
+        lists.append([str(item) for item in given[name]])
+    words, tags = lists
+    if len(words) != len(tags):
+        raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
+    return _record(words, tags)
 
 
 def _from_tfds(

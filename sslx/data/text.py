@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Int64
 
 from sslx.data.cache import cache_folder, hash_of
 from sslx.data.packing import causal_plan, documents_plan, packed_plan, text_pairs_plan
@@ -147,7 +148,7 @@ def prepare_text(
     counts = rows["eval"].corpus.unigram_counts.copy()
     if layout == "causal":
         counts[words.sep_id] += rows["eval"].corpus.num_documents  # the end of each is predicted too
-    statistics["unigram_entropy"] = _entropy(counts)
+    statistics["unigram_entropy"] = entropy(counts)
     corpora = {role: text_rows.corpus.fingerprint for role, text_rows in rows.items()}
     statistics["fingerprint"] = hash_of(corpora, layout, config.seq_len, seed if layout in ("nsp", "sop") else None)
     return PreparedText(
@@ -205,6 +206,17 @@ def open_text(
     if config.seq_len < MIN_SEQ_LEN:
         raise UserError(f"config.data.seq_len={config.seq_len} is too short; expected at least {MIN_SEQ_LEN}")
     collection = text_collection(config)
+    return collection, *sources_and_tokenizer(config, collection, tokenizer_override)
+
+
+def sources_and_tokenizer(
+    config: Any, collection: Collection, tokenizer_override: str | None
+) -> tuple[dict[str, Source], PreTrainedTokenizerFast]:
+    """Each role's slice of a collection, and the tokenizer, trained on the training slice if need be.
+
+    Raises:
+      UserError: splits that cannot be or overlap, or a tokenizer that cannot be loaded.
+    """
     splits = role_splits(config, collection)
     collection.check_disjoint(splits)
     sources = {role: collection.slice(split) for role, split in splits.items()}
@@ -215,7 +227,7 @@ def open_text(
         lowercase=config.lowercase,
         cache_dir=cache_folder(config.cache_dir),
     )
-    return collection, sources, tokenizer
+    return sources, tokenizer
 
 
 def text_collection(config: TextConfig) -> Collection:
@@ -252,8 +264,9 @@ def role_splits(config: Any, collection: Collection) -> dict[str, str]:
     splits = {"train": config.train_split, "eval": config.eval_split}
     if _to_hold_out(config, collection):
         documents = len(collection.splits["train"])
-        if documents < 2:
-            raise UserError(f"{config.source} has one record, and training needs another one to evaluate on")
+        if collection.parts("train") < 2:
+            one = collection.together or "record"
+            raise UserError(f"{config.source} has one {one}, and training needs another one to evaluate on")
         # Below 50 documents, 2 % rounds to none.
         parts = ("train[:-1]", "train[-1:]") if documents < 50 else ("train[:98%]", "train[98%:]")
         splits = dict(zip(splits, parts, strict=True))
@@ -288,6 +301,7 @@ def _rows(corpus: TokenCorpus, words: Vocabulary, seq_len: int, layout: Layout, 
     return TextRows(corpus, pair_plan(corpus, seq_len, layout, seed=seed, cache_dir=cache_dir), words)
 
 
-def _entropy(counts: np.ndarray) -> float:
+def entropy(counts: Int64[np.ndarray, " kinds"]) -> float:
+    """The entropy, in nats, of drawing one of the kinds that occur so often."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())

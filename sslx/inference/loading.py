@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils.epath import Path
 
-from sslx.config import CheckpointConfig, build
+from sslx.data.files import without_halves
 from sslx.data.text import saved_tokenizer
 from sslx.data.tokenizer import Vocabulary
 from sslx.data.tokens import encoding_backend
-from sslx.errors import UserError
 from sslx.objective import Objective
-from sslx.storage import absolute, check, is_remote, local_copy
-from sslx.train.checkpoint import best_saved_step, read_variables, saved_steps
+from sslx.storage import check, is_remote, local_copy
+from sslx.train.checkpoint import chosen_step, read_variables
 from sslx.train.initialise import objective_class, part_of
 from sslx.train.run_folder import read_config
 
@@ -47,11 +46,11 @@ class LoadedRun:
 
     def tokens_of(self, text: str) -> list[int]:
         """A text's tokens as training made them: special tokens that it spells are characters like others."""
-        return self._backend.encode(_without_halves(text), add_special_tokens=False).ids
+        return self._backend.encode(without_halves(text), add_special_tokens=False).ids
 
     def tokens_with_special(self, text: str) -> list[int]:
         """The same, but special tokens that the text spells are meant."""
-        return self.tokenizer.backend_tokenizer.encode(_without_halves(text), add_special_tokens=False).ids
+        return self.tokenizer.backend_tokenizer.encode(without_halves(text), add_special_tokens=False).ids
 
     @functools.cached_property
     def _backend(self) -> Tokenizer:
@@ -70,7 +69,7 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     """
     check(run)
     written = read_config(Path(run))
-    step = _step(Path(run), written, step)
+    step = chosen_step(Path(run), written, step)
     folder = _local(Path(run))
     objective = objective_class(written).restored(written, folder)
     tokenizer, words = saved_tokenizer(folder)
@@ -86,20 +85,6 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     )
 
 
-def _step(run: Path, written: dict[str, Any], step: int | None) -> int:
-    steps = saved_steps(absolute(run) / "checkpoints")
-    if not steps:
-        raise UserError(f"no checkpoint in {run}/checkpoints; expected checkpoints/<step>/ of a run that has saved")
-    if step is not None:
-        if step not in steps:
-            raise UserError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-        return step
-    best = None
-    if part_of(written) == "task":
-        best = best_saved_step(run, build(CheckpointConfig, written["checkpoint"], "config.checkpoint"))
-    return steps[-1] if best is None else best
-
-
 def _local(run: Path) -> LocalPath:
     """The folder, or where it is far away a copy of what lies beside its checkpoints."""
     if not is_remote(run):
@@ -110,8 +95,3 @@ def _local(run: Path) -> LocalPath:
     for file in run.glob("*.json"):
         (copy / file.name).write_bytes(file.read_bytes())
     return copy
-
-
-def _without_halves(text: str) -> str:
-    # Half a surrogate pair is no text, and the tokenizer refuses it.
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

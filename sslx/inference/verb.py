@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -59,6 +60,11 @@ class Verb(abc.ABC):
           UserError: they do not.
         """
 
+    @classmethod
+    @abc.abstractmethod
+    def answer_fields(cls) -> tuple[str, ...]:
+        """The names of what an answer holds."""
+
     @property
     def compiled_as(self) -> Verb:
         """The verb without options that ``compute`` does not depend on."""
@@ -71,6 +77,10 @@ class Verb(abc.ABC):
 
 class OneRow(Verb):
     """A verb that makes one row of each record."""
+
+    @classmethod
+    def answer_fields(cls) -> tuple[str, ...]:
+        return _names(typing.get_type_hints(cls.result)["return"])
 
     @abc.abstractmethod
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
@@ -96,11 +106,15 @@ class OneRow(Verb):
 
     @abc.abstractmethod
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Any:
-        """The answer, a dataclass, from a row's part of what ``compute`` returned."""
+        """The answer, a dataclass that a subclass names, from a row's part of what ``compute`` returned."""
 
 
 class TaskRows(Verb):
     """A verb whose task makes the rows itself, perhaps several of a record, and reads its own predictions."""
+
+    @classmethod
+    def answer_fields(cls) -> tuple[str, ...]:
+        return _names(*typing.get_args(typing.get_type_hints(cls.results)["return"]))
 
     def inputs(self, run: LoadedRun, record: Mapping[str, Any]) -> Any:
         """What the task makes rows of.
@@ -119,7 +133,11 @@ class TaskRows(Verb):
 
     @abc.abstractmethod
     def results(self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[Any]) -> list:
-        """The answers, dataclasses, from what ``compute`` returned for all rows."""
+        """The answers, a list of a dataclass that a subclass names, from what ``compute`` returned for all rows."""
+
+
+def _names(answer: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(answer))
 
 
 def pair_of_texts(run: LoadedRun, text: str, pair: str) -> Row:

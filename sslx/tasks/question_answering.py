@@ -2,8 +2,9 @@
 
 In: windows ``[CLS] question [SEP] context [SEP]``. Out: one term, the mean of the cross-entropies of start and end
 over [CLS], which stands for "no answer", and the row's context; padding and question take no probability. Answers are
-the likeliest spans over all windows of a question, "" where [CLS] is likelier by more than ``null_threshold``; exact
-match and F1 over all questions at once are SQuAD's, in percent.
+the likeliest spans over all windows of a question, "" where [CLS] is likelier by more than ``null_threshold``; as in
+run_squad a span counts only in the window where its first token has most context. Exact match and F1 over all questions
+at once are SQuAD's, in percent.
 """
 
 from __future__ import annotations
@@ -169,8 +170,10 @@ class QuestionAnswering(Objective):
             null[question] = min(null[question], score)  # as run_squad: the window that is least sure of it
             found[question] += [
                 (float(s), int(window), int(first), int(last))
-                for s, first, last in zip(scores, starts, ends, strict=True)
-                if s > IMPOSSIBLE / 2 and first > 0
+                for s, first, last, here in zip(
+                    scores, starts, ends, rows.most_context(int(window), starts), strict=True
+                )
+                if s > IMPOSSIBLE / 2 and first > 0 and here
             ]
         answered = []
         for question, candidates, least in zip(rows.questions, found, null, strict=True):

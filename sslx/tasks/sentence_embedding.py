@@ -103,6 +103,11 @@ class SentenceEmbedding(Objective):
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SentenceEmbedding, PreparedText]:
         task, model, data_config = cls._built(config)
+        if task.sts and config["eval"]["batches"] is not None:
+            raise UserError(
+                f"config.eval.batches is {config['eval']['batches']} with config.task.sts, whose pairs stand before "
+                "the held-out records: such an evaluation may reach none of these; leave one of the two out"
+            )
         data, pairs = prepare_sentences(data_config, task.fields, task.sts, tokenizer)
         scores = None if pairs is None else pairs.scores
         return cls(task, model, data.vocabulary.size, config["batch_size"], data.tokenizer, scores), data

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
-from sslx.config import CheckpointConfig
+from sslx.config import CheckpointConfig, build
 from sslx.errors import UserError, first_line
 from sslx.storage import absolute
 from sslx.train.hosts import agree, progress, together
@@ -181,6 +181,27 @@ def saved_steps(folder: Path) -> list[int]:
     if not Path(folder).is_dir():
         return []
     return sorted(int(path.name) for path in Path(folder).iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def chosen_step(run: Path, written: Mapping[str, Any], step: int | None) -> int:
+    """The checkpoint of a run, whose config is ``written``, that is read when ``step`` is asked for.
+
+    None asks for the best of a downstream task's run, the newest of any other.
+
+    Raises:
+      UserError: the run has no checkpoint, or none of this step.
+    """
+    steps = saved_steps(absolute(run) / "checkpoints")
+    if not steps:
+        raise UserError(f"no checkpoint in {run}/checkpoints; expected checkpoints/<step>/ of a run that has saved")
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        return step
+    best = None
+    if "task" in written:
+        best = best_saved_step(run, build(CheckpointConfig, written["checkpoint"], "config.checkpoint"))
+    return steps[-1] if best is None else best
 
 
 def best_saved_step(run: Path, config: CheckpointConfig) -> int | None:

@@ -126,6 +126,19 @@ def test_fingerprint_follows_content_and_slice(read, tmp_path):
     assert read("text:{}/two").fingerprint != first
 
 
+def test_fingerprint_follows_whether_labels_are_read_and_what_kind_of_file_it_is(read, tmp_path):
+    records = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "b.txt")
+    without, with_labels = read("text:{}/a.jsonl"), read("jsonl:{}/a.jsonl")
+    assert (without[0], with_labels[0]) == ({"text": "one"}, {"text": "one", "label": 0})
+    found = [without, with_labels, read("text:{}/b.txt"), read("jsonl:{}/a.jsonl", label_field="text")]
+    assert len({source.fingerprint for source in found}) == 4
+    # A label field that is not there is not read: the records are those without, and so are their tokens.
+    write_jsonl(tmp_path / "c.jsonl", [{"text": "one"}, {"text": "two"}])
+    assert read("jsonl:{}/c.jsonl").fingerprint == read("text:{}/c.jsonl").fingerprint
+
+
 def test_overlapping_splits_are_refused(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(100)])
     collection = open_collection(f"text:{tmp_path}/a.jsonl", cache_dir=tmp_path)

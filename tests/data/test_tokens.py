@@ -77,6 +77,15 @@ def test_a_second_call_maps_what_the_first_wrote(corpus, tokenizer, tmp_path, mo
     np.testing.assert_array_equal(two.tokens, one.tokens)
 
 
+def test_tokens_without_labels_are_no_ones_who_reads_labels(corpus, tokenizer, tmp_path):
+    plain = tokenize_corpus(
+        open_source(f"text:{tmp_path}/a.jsonl", "train", cache_dir=tmp_path), tokenizer, cache_dir=tmp_path
+    )
+    labelled = tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path)
+    assert plain.labels is None
+    assert labelled.labels.tolist() == [i % 2 for i, text in enumerate(TEXTS * 3) if text.strip()]
+
+
 def test_documents_without_text_are_counted_and_left_out(tokenizer, tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": ""}\n{"text": "two"}\n')
     source = open_source(f"jsonl:{tmp_path}/b.jsonl", "train", cache_dir=tmp_path)

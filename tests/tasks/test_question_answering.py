@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tfds_folders import write_tfds
+from tokenizers import pre_tokenizers
+from transformers import RobertaTokenizer
 
 from sslx import finetune
 from sslx.data.questions import Question, QuestionRows, QuestionsConfig, prepare_questions
@@ -100,6 +102,61 @@ def test_windows_are_those_of_run_squad_and_cover_every_token(data):
     assert several > 5
 
 
+def test_a_token_has_most_context_in_one_window_and_that_of_run_squad(data):
+    spans = data.train.fetch(np.arange(len(data.train)))
+    number = np.array([data.train.question_of(int(window)) for window in spans["window"]])
+    for question in np.unique(number):
+        windows, starts = np.flatnonzero(number == question), [6 * i for i in range((number == question).sum())]
+        lengths = spans["context_length"][windows].tolist()
+        begin, found = int(spans["context_start"][windows[0]]), {}
+        for position in range(starts[-1] + lengths[-1]):
+            best, best_score = None, None  # run_squad's loop
+            for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+                if not start <= position < start + length:
+                    continue
+                score = min(position - start, start + length - 1 - position) + 0.01 * length
+                if best_score is None or score > best_score:
+                    best, best_score = i, score
+            found[position] = best
+        for i, (window, start, length) in enumerate(zip(spans["window"][windows], starts, lengths, strict=True)):
+            expected = [found[start + place] == i for place in range(length)]
+            assert data.train.most_context(int(window), begin + np.arange(length)).tolist() == expected
+
+
+def test_rows_of_roberta_have_its_two_separators():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters, "<mask>"])}
+    tokenizer = RobertaTokenizer(vocab=pieces, merges=[])
+    config = QuestionsConfig("squad:x", seq_len=64, doc_stride=16, max_question_length=30)
+    asked = [
+        Question("Who wrote it?", "Ada wrote it.", (("Ada", 0),)),
+        Question("When?", CONTEXTS[0], (("1843", CONTEXTS[0].index("1843")),)),
+    ]
+    rows = QuestionRows(asked, tokenizer, config)
+    batch = rows.fetch(np.arange(len(rows)))
+    whole = tokenizer(asked[0].question, asked[0].context).input_ids
+    assert whole.count(pieces["</s>"]) == 3
+    assert batch["tokens"][0].tolist() == whole + [pieces["<pad>"]] * (64 - len(whole))
+    assert batch["positions"][0].max() == len(whole) - 1
+    assert (batch["segment_ids"] > 0).sum() == rows.num_tokens
+    full = (batch["segment_ids"] > 0).sum(axis=1)
+    assert len(rows) > 3
+    assert full.max() == 64
+    for row, (window, first, last) in enumerate(
+        zip(batch["window"], batch["answer_start"], batch["answer_end"], strict=True)
+    ):
+        begin, end = batch["context_start"][row], batch["context_start"][row] + batch["context_length"][row]
+        assert (batch["tokens"][row, begin - 2 : begin] == pieces["</s>"]).all()
+        assert batch["tokens"][row, end] == pieces["</s>"]
+        question = asked[rows.question_of(int(window))]
+        if first:
+            start, stop = rows.characters(int(window), int(first), int(last))
+            assert question.context[start:stop] == question.answers[0][0]
+    tight = dataclasses.replace(config, max_question_length=45)
+    with pytest.raises(UserError, match=r"config.data.doc_stride is 16; expected 1 to 15"):
+        QuestionRows(asked, tokenizer, tight)
+
+
 def test_an_answer_stands_in_every_window_that_holds_all_of_it(data):
     inside = np.zeros(len(data.train.questions), int)
     for row in range(len(data.train)):
@@ -169,6 +226,13 @@ def test_the_loss_is_over_the_context_and_cls(data, batch):
             expected += (np.log(np.exp(among).sum()) - logits[row, batch[target][row]]) / 2
     out = objective.loss(params, {}, viewed, jax.random.key(0), jnp.int32(0), train=False)
     assert out.terms["answer"].sum == pytest.approx(expected, rel=1e-5)
+    # An encoder that knows one token type, as RoBERTa, sees no other.
+    one = dataclasses.replace(objective, model=dataclasses.replace(MODEL, token_types=1))
+    assert viewed["token_types"].max() == 1
+    params = one.init(jax.random.key(0), batch)["params"]
+    untyped = viewed | {"token_types": np.zeros_like(viewed["token_types"])}
+    for given in zip(*(one.predict(params, {}, seen).values() for seen in (viewed, untyped)), strict=True):
+        np.testing.assert_array_equal(*given)
 
 
 def test_spans_are_the_best_of_all_pairs():
@@ -190,12 +254,16 @@ def test_the_best_window_answers_and_the_least_sure_null_counts(data):
     windows = [w for w in range(len(rows)) if rows.question_of(w) == 0]
     assert len(windows) >= 2
     begin = int(rows.fetch(np.array([0]))["context_start"][0])
-    # Two windows: the second's best span wins, and its [CLS] is the less sure of the two.
+    most = rows.most_context(windows[1], begin + np.arange(6))
+    own = int(np.argmax(most))  # how far into the second window its own tokens begin
+    assert own > 0
+    # Two windows: a span of the second wins, since the one above it has more context in the first; and its [CLS] is
+    # the less sure of the two.
     predictions = {
         "window": np.array(windows[:2]),
-        "scores": np.array([[2.0, 1.0], [3.0, -2e9]]),
-        "starts": np.array([[begin, begin], [begin, 0]]),
-        "ends": np.array([[begin + 1, begin], [begin, 0]]),
+        "scores": np.array([[2.0, 1.0, -2e9], [5.0, 3.0, -2e9]]),
+        "starts": np.array([[begin, begin, 0], [begin, begin + own, 0]]),
+        "ends": np.array([[begin + 1, begin, 0], [begin, begin + own, 0]]),
         "null": np.array([9.0, 2.5]),
     }
     answered = objective.answers_of(predictions, rows, count=3)[0]
@@ -204,7 +272,9 @@ def test_the_best_window_answers_and_the_least_sure_null_counts(data):
     first = context[tokens[0][0] : tokens[1][1]]
     assert [answer.score for answer in answered.answers] == [3.0, 2.0, 1.0]
     assert answered.answers[1].text == first
-    assert answered.answers[0].text == context[slice(*tokens[6])] == answered.text  # the second window begins at 6
+    assert (
+        answered.answers[0].text == context[slice(*tokens[6 + own])] == answered.text
+    )  # the second window begins at 6
     assert answered.no_answer == pytest.approx(-0.5)
     strict = dataclasses.replace(objective, task=QuestionAnsweringConfig(null_threshold=-1.0))
     assert strict.answers_of(predictions, rows)[0].text == ""
@@ -289,6 +359,27 @@ def test_a_dataset_with_features_of_squad_gives_the_same_rows(data, tmp_path):
         np.testing.assert_array_equal(array, data.train.fetch(rows)[name])
 
 
+def test_slices_of_one_file_share_no_context(tmp_path):
+    contexts = [f"{context} Chapter {chapter}." for chapter in range(12) for context in CONTEXTS]
+    asked = [(i, f"{question} {i}", answer) for i in range(24) for which, question, answer in ASKED if which == i % 2]
+    (tmp_path / "all.json").write_text(json.dumps(squad(asked, contexts)))
+    thirds = dict(train_split="train[:50%]", eval_split="train[50%:75%]", test_split="train[75%:]")
+    for splits in ({}, thirds, dict(train_split="train[7:]", eval_split="train[:7]")):
+        made = prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS, **splits))
+        parts = [rows.questions for rows in (made.train, made.eval, made.test) if rows is not None]
+        assert sum(map(len, parts)) == len(asked)
+        found = [{question.context for question in part} for part in parts]
+        assert sum(map(len, found)) == len(contexts) == len(set.union(*found))
+        assert len(made.eval.questions) == pytest.approx({0: 2.4, 3: 30, 2: 7}[len(splits)], abs=3)
+    assert sorted(found[1]) != sorted(contexts)[: len(found[1])]
+    (tmp_path / "all.json").write_text(json.dumps(squad(ASKED[:3], CONTEXTS[:1])))
+    with pytest.raises(UserError, match="has one context, and training needs another one to evaluate on"):
+        prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
+    cut = dict(train_split="train[:1]", eval_split="train[1:]")
+    with pytest.raises(UserError, match=r"\(train has 3 records; those of one context stay together\)"):
+        prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS, **cut))
+
+
 def test_long_questions_are_cut_and_counted(folder):
     data = prepare_questions(QuestionsConfig(f"squad:{folder}", **SETTINGS | {"max_question_length": 5}))
     cut = sum(len(data.tokenizer(q, add_special_tokens=False)["input_ids"]) > 5 for _, q, _ in ASKED)
@@ -336,7 +427,8 @@ def test_no_usable_question_is_refused(tmp_path):
     given = squad([(0, "Who?", "Ada"), (0, "Why?", "It")], CONTEXTS[:1])
     for item in given["data"][0]["paragraphs"][0]["qas"]:
         item["answers"][0]["answer_start"] += 1
-    (tmp_path / "a.json").write_text(json.dumps(given))
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text(json.dumps(given))
     with pytest.raises(UserError, match="no question has an answer that is in its context at answer_start"):
         prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
 

@@ -234,7 +234,7 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     with pytest.raises(UserError, match=r"field 'same' is empty in 1 records; expected whole pairs"):
         prepare_sentences(hole, {PAIR: "same"}, "", data.tokenizer.name_or_path)
     write_csv(tmp_path / "bad.csv", ("text", "text2", "score"), [("a", "b", "high")])
-    with pytest.raises(UserError, match=r"bad.csv: field 'score' holds what is no number"):
+    with pytest.raises(UserError, match=r"bad.csv, record 0: label 'high' is no number"):
         prepare_sentences(config, {}, f"csv:{tmp_path / 'bad.csv'}", data.tokenizer.name_or_path)
 
 
@@ -250,6 +250,14 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
 def test_settings_that_cannot_be_are_refused(task, match):
     with pytest.raises(UserError, match=match):
         SentenceEmbeddingConfig(**task)
+
+
+def test_a_limited_evaluation_that_would_see_the_scored_pairs_alone_is_refused(tiny_config, tmp_path):
+    write_csv(tmp_path / "sts.csv", ("text", "text2", "score"), [("one", "two", i) for i in range(40)])
+    settings = {"init": "scratch", "task.sts": f"csv:{tmp_path / 'sts.csv'}", "eval.batches": 1}
+    with pytest.raises(UserError, match=r"config.eval.batches is 1 with config.task.sts"):
+        finetune.main(tiny_config("finetune/sentence_embedding", settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_beats_chance_and_reports(tiny_config, made_up_texts, tmp_path):

@@ -176,6 +176,41 @@ def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, 
         prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
 
 
+def test_half_a_surrogate_pair_in_a_word_is_an_unknown_character(tmp_path):
+    records = [{"tokens": ["EU", "caf\ud800"], "tags": ["B-ORG", "O"]}, {"tokens": ["caf\ufffd"], "tags": ["O"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data, names = prepared(f"jsonl:{tmp_path / 'a.jsonl'}", tokenizer="char")
+    assert names == ("B-ORG", "O")
+    pieces = set(data.tokenizer.get_vocab())
+    assert "\ufffd" in pieces
+    assert "\ud800" not in pieces
+
+
+def test_fingerprint_follows_the_fields_and_which_file_is_which_split(conll_folder, tmp_path):
+    for name in ("train", "dev"):
+        record = {"tokens": ["a"], "words": [name], "tags": ["O"], "pos": ["X"]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+
+    def tokenizer_of(source=f"jsonl:{tmp_path}", eval_split="validation", **fields):
+        # It is named by the fingerprint of the records that it is trained on.
+        data, _ = prepared(source, tokenizer="byte", train_split="train", eval_split=eval_split, **fields)
+        return data.tokenizer.name_or_path
+
+    found = [tokenizer_of(), tokenizer_of(tokens_field="words"), tokenizer_of(tags_field="pos")]
+    (tmp_path / "dev.jsonl").rename(tmp_path / "test.jsonl")
+    found.append(tokenizer_of(eval_split="test"))
+    (tmp_path / "train.jsonl").rename(tmp_path / "dev.jsonl")
+    (tmp_path / "test.jsonl").rename(tmp_path / "train.jsonl")
+    found.append(tokenizer_of())
+    found += [tokenizer_of(f"conll:{conll_folder}", tag_column=column) for column in (-1, 0)]
+    tagged = tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "X"]))
+    features = {"tokens": tfds.features.Sequence(tfds.features.Text()), "ner": tagged, "pos": tagged}
+    examples = [{"tokens": ["a"], "ner": ["O"], "pos": ["X"]}]
+    write_tfds(tmp_path, "named", features, {"train": examples, "validation": examples})
+    found += [tokenizer_of("tfds:named", tfds_dir=str(tmp_path), tags_field=name) for name in ("ner", "pos")]
+    assert len(set(found)) == len(found)
+
+
 def test_bad_files_are_told_by_line(tmp_path):
     def refused(name, content, source, match, **settings):
         (tmp_path / name).write_text(content)
