@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from sslx.errors import UserError, choose
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import OneRow, Row, whole_document
+from sslx.models.pooling import unit_vectors
 from sslx.models.text import TextModelConfig, pooled
 from sslx.objective import Objective
 
@@ -57,7 +58,7 @@ class Embed(OneRow):
             module = objective.model.encoder(run.words.size).bind(encoder)
             x = pooled(module, dict(batch), self.pool, deterministic=True)
         if self.normalise:
-            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = unit_vectors(x)
         return {"embedding": x.astype(jnp.float32)}
 
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Embedded:

@@ -30,6 +30,7 @@ from sslx.data.sentences import NEGATIVE, PAIR, abstract_sentence_row, prepare_s
 from sslx.data.text import PreparedText, TextConfig, saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
+from sslx.models.pooling import unit_vectors
 from sslx.models.text import TextModelConfig, build_text_model, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
 
@@ -83,7 +84,7 @@ class SentenceEncoder(nn.Module):
         x = pooled(self.encoder, batch, self.task.pool, deterministic=deterministic)
         if self.task.pool == "first" and projected:
             x = self.pooler(x).astype(jnp.float32)
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        return unit_vectors(x)
 
 
 @dataclasses.dataclass(frozen=True)
