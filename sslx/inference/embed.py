@@ -14,7 +14,7 @@ from sslx.errors import UserError, choose
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import OneRow, Row, whole_document
 from sslx.models.pooling import unit_vectors
-from sslx.models.text import TextModelConfig, pooled
+from sslx.models.text import TextModelConfig, check_pool, pooled
 from sslx.objective import Objective
 
 POOLS = ("mean", "first", "last", "own")
@@ -43,8 +43,10 @@ class Embed(OneRow):
         return True
 
     def check(self, run: LoadedRun) -> None:
-        if self.pool != "own" and not isinstance(getattr(run.objective, "model", None), TextModelConfig):
+        model = getattr(run.objective, "model", None)
+        if self.pool != "own" and not isinstance(model, TextModelConfig):
             raise UserError(f"pool is {self.pool!r}, and {run.kind} has no text model of sslx; expected 'own'")
+        check_pool(model, self.pool, "pool")
 
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
         return whole_document(run, record["text"])

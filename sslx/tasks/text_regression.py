@@ -93,7 +93,7 @@ class TextRegression(Objective):
                 "config.task.name=text_classification is for classes"
             )
         model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool)
+        check_pool(model, task.pool, "config.task.pool")
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 
