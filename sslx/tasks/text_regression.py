@@ -121,6 +121,9 @@ class TextRegression(Objective):
         encoder = self.model.encoder(self.vocab_size).bind(variables)
         return pooled(encoder, batch, "last" if self.task.pool == "last" else "mean", deterministic=True)
 
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch 1"]:
+        return self.module.apply({"params": params}, batch, deterministic=True)
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         picked = None if self.task.pool == "mean" else 1
