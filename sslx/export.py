@@ -104,6 +104,7 @@ def _write_hf(
         {**params, "encoder": encoder},
         vocab_size=words.size,
         pad_id=words.pad_id,
+        head_reads=objective.head_reads,
         encoder_only=encoder_only,
     )
     labels = None if encoder_only else getattr(objective, "label_names", None)

@@ -78,6 +78,8 @@ class Objective(abc.ABC):
 
     scope: ClassVar[Literal["row", "batch"]] = "row"  # "batch": a term's value depends on the whole batch
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
+    # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
+    head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:

@@ -75,23 +75,22 @@ def main() -> None:
         answers = model.answers(verb, records, given.batch_size)
     except InputError as error:
         raise UserError(f"{_where(given.input, lines[error.index])}: {error.reason}") from None
-    cut = 0
+    told = 0
     with _writing(given.output) as file:
         for record, answer in zip(records, answers, strict=True):
-            values = plain(answer)
-            cut += "tokens_left_out" in values
+            values = plain(answer, verb.counted)
+            told += verb.counted in values
             file.write(json.dumps(record | values, ensure_ascii=False) + "\n")
     print(f"{len(records):,} answers by step {model.run.step} of {given.run}", file=sys.stderr)
-    if cut:
-        seen = f"the {model.run.longest} tokens that the model sees"
-        print(f'{cut:,} texts are longer than {seen}; the rest was left out ("tokens_left_out")', file=sys.stderr)
+    if told:
+        print(f'{told:,} {verb.note(model.run)} ("{verb.counted}")', file=sys.stderr)
 
 
-def plain(answer: Any) -> dict[str, Any]:
-    """An answer as JSON values; ``tokens_left_out`` only where there are some."""
+def plain(answer: Any, counted: str) -> dict[str, Any]:
+    """An answer as JSON values; what is ``counted`` only where there are some."""
     values = dataclasses.asdict(answer)
-    if not values.get("tokens_left_out", 1):
-        del values["tokens_left_out"]
+    if not values[counted]:
+        del values[counted]
     return {name: _shortest(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 

@@ -16,10 +16,12 @@ from sslx import finetune, main
 from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError
 from sslx.export import export
+from sslx.interop.stablehlo import INPUTS
 from sslx.models.bert import MODERN
 from sslx.train.checkpoint import read_variables
 from sslx.train.initialise import load_encoder, objective_class
 from sslx.train.run_folder import read_config
+from sslx.train.sharding import unbox
 
 ORIGINAL = {
     "model.norm_position": "post",
@@ -134,6 +136,59 @@ def test_stablehlo_computes_what_the_run_does_for_any_batch(run, tmp_path, packe
         assert (features.shape, logits.shape) == ((rows, 32), (rows, 32, objective.vocabulary.size))
         np.testing.assert_allclose(loaded["features"].call(batch), features, atol=1e-5)
         np.testing.assert_allclose(loaded["logits"].call(batch), logits, atol=1e-5)
+
+
+def test_a_tagger_goes_out_with_its_tags_and_its_logits(exported, tiny_config, tmp_path, packed_rows):
+    sentence = {"tokens": ["anna", "met", "bob", "in", "rome", "."], "tags": ["PER", "O", "PER", "O", "LOC", "O"]}
+    (tmp_path / "tags.jsonl").write_text(f"{json.dumps(sentence)}\n" * 40)
+    settings = {"init": str(exported), "data.source": f"jsonl:{tmp_path / 'tags.jsonl'}", "steps": 2}
+    settings |= {"optimizer.warmup_steps": 1, "checkpoint.best_metric": "eval/loss"}
+    run = tmp_path / "tagger"
+    finetune.main(tiny_config("finetune/token_tagging", settings), run)
+    export(str(run), str(tmp_path / "hf"), "hf")
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert config.architectures == ["BertForTokenClassification"]
+    assert config.id2label == {0: "LOC", 1: "O", 2: "PER"}
+    tensors, params = load_file(tmp_path / "hf" / "model.safetensors"), read_variables(run)["params"]
+    np.testing.assert_array_equal(tensors["classifier.weight"], params["head"]["kernel"].T)
+    export(str(run), str(tmp_path / "out"), "stablehlo")
+    loaded = jax_export.deserialize((tmp_path / "out" / "logits.stablehlo").read_bytes())
+    objective = objective_class(read_config(run)).restored(read_config(run), run)
+    batch = {name: packed_rows(3, 32)[name] for name in ("tokens", "segment_ids", "positions")}
+    expected = jax.jit(lambda batch: objective.module.apply({"params": params}, batch, deterministic=True))(batch)
+    assert expected.shape == (3, 32, 3)
+    np.testing.assert_allclose(loaded.call(batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    {
+        "finetune/question_answering": (2, 64, 2),
+        "finetune/token_tagging": (2, 64, 3),
+        "finetune/text_classification number": (2, 1),
+        "finetune/text_classification": (2, 2),
+        "electra": (2, 64),
+        "gpt_clm": (2, 64, 512),
+        "finetune/sentence_embedding": None,
+    }.items(),
+)
+def test_every_head_has_logits_of_rows_without_views(tiny_config, name, shape):
+    changes = {"data.seq_len": 64, "data.max_question_length": 16, "data.doc_stride": 16}
+    changes = {key: value for key, value in changes.items() if "question" in name or key == "data.seq_len"}
+    name, _, number = name.partition(" ")
+    written = tiny_config(name, changes).to_dict()
+    if number:
+        written["task"], written["data"]["label_type"] = {"name": "text_regression"}, "number"
+    objective, row = objective_class(written).abstract(written)
+    batch = {key: np.zeros((2, *leaf.shape), leaf.dtype) for key, leaf in row.items()} | {"row": np.arange(2)}
+    read = {key: batch[key] for key in INPUTS if key in batch}
+
+    def found():
+        variables = unbox(objective.init(jax.random.key(0), batch))
+        return objective.logits(variables["params"], variables["state"], read)
+
+    logits = jax.eval_shape(found)
+    assert (logits is None) if shape is None else (logits.shape, logits.dtype) == (shape, np.float32)
 
 
 def test_the_entry_writes_a_whole_folder_or_none(entries, run, exported, tmp_path):

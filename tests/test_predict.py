@@ -94,9 +94,14 @@ def test_lines_are_the_answers_of_the_api(predict, folder, trained):
 
 
 def test_the_default_is_what_the_run_was_trained_for(predict, folder, trained):
-    ended = predict(f"--run={trained('gpt_clm')}", "--input=blank.txt", "--new_tokens=6", "--temperature=0")
-    expected = sslx.load(trained("gpt_clm")).generate(["one", "", "three"], new_tokens=6, temperature=0.0)
+    ended = predict(f"--run={trained('gpt_clm')}", "--input=blank.txt", "--new_tokens=31", "--temperature=0")
+    with pytest.warns(UserWarning, match="2 of 3 continuations"):
+        expected = sslx.load(trained("gpt_clm")).generate(["one", "", "three"], new_tokens=31, temperature=0.0)
     assert [line["generated"] for line in lines(ended.stdout)] == [one.generated for one in expected]
+    assert [line.get("tokens_beyond") for line in lines(ended.stdout)] == [
+        one.tokens_beyond or None for one in expected
+    ]
+    assert "2 continuations go beyond the 32 tokens" in ended.stderr
     ended = predict(f"--run={trained('finetune/text_classification')}", "--input=in.txt")
     expected = sslx.load(trained("finetune/text_classification")).classify(TEXTS)
     assert [line["label"] for line in lines(ended.stdout)] == [one.label for one in expected]

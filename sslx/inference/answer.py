@@ -18,11 +18,15 @@ from sslx.tasks.question_answering import CANDIDATES, Answer, QuestionAnswering
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """``answer``, the likeliest parts of the context, best first, and how much above their best "no answer" scores."""
+    """``answer``, the likeliest parts of the context, best first, and how much above their best "no answer" scores.
+
+    ``tokens_left_out`` are the question's; a context is read to its end, whatever its length.
+    """
 
     answer: str
     candidates: tuple[Answer, ...]
     no_answer: float
+    tokens_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,10 @@ class AnswerQuestion(TaskRows):
                 raise UserError(f"there is no token in the {name} {record[name]!r}")
         return Question(record["question"], record["context"])
 
+    def note(self, run: LoadedRun) -> str:
+        longest = run.objective.data.max_question_length
+        return f"questions are longer than the {longest} tokens that the model sees; the rest of each was left out"
+
     def rows(self, run: LoadedRun, inputs: Sequence[Question]) -> Any:
         return run.objective.rows_of(inputs)
 
@@ -54,7 +62,9 @@ class AnswerQuestion(TaskRows):
         self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[Question]
     ) -> list[Answers]:
         found = run.objective.answers_of(predictions, rows, self.top)
-        return [Answers(one.text, one.answers, one.no_answer) for one in found]
+        longest = run.objective.data.max_question_length
+        left_out = [max(0, len(run.tokens_of(asked.question)) - longest) for asked in inputs]
+        return [Answers(one.text, one.answers, one.no_answer, left) for one, left in zip(found, left_out, strict=True)]
 
     @property
     def compiled_as(self) -> AnswerQuestion:

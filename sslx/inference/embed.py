@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from sslx.errors import UserError, choose
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import OneRow, Row, whole_document
-from sslx.models.text import TextModelConfig, pooled
+from sslx.models.pooling import unit_vectors
+from sslx.models.text import TextModelConfig, check_pool, pooled
 from sslx.objective import Objective
 
 POOLS = ("mean", "first", "last", "own")
@@ -42,8 +43,10 @@ class Embed(OneRow):
         return True
 
     def check(self, run: LoadedRun) -> None:
-        if self.pool != "own" and not isinstance(getattr(run.objective, "model", None), TextModelConfig):
+        model = getattr(run.objective, "model", None)
+        if self.pool != "own" and not isinstance(model, TextModelConfig):
             raise UserError(f"pool is {self.pool!r}, and {run.kind} has no text model of sslx; expected 'own'")
+        check_pool(model, self.pool, "pool")
 
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
         return whole_document(run, record["text"])
@@ -57,7 +60,7 @@ class Embed(OneRow):
             module = objective.model.encoder(run.words.size).bind(encoder)
             x = pooled(module, dict(batch), self.pool, deterministic=True)
         if self.normalise:
-            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = unit_vectors(x)
         return {"embedding": x.astype(jnp.float32)}
 
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Embedded:

@@ -21,15 +21,21 @@ from sslx.pretext.clm import CausalLanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What follows a text; ``ended`` if the model ended the document."""
+    """What follows a text; ``ended`` if the model ended the document.
+
+    ``tokens_beyond`` is how many tokens text and continuation have beyond the rows that the model has learned from.
+    """
 
     generated: str
     ended: bool
+    tokens_beyond: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Generate(OneRow):
     """Goes on with texts. A text's continuation depends on the seed and its number, not on the texts beside it."""
+
+    counted = "tokens_beyond"
 
     new_tokens: int = 64
     temperature: float = 0.8  # 0: always the likeliest token
@@ -58,13 +64,17 @@ class Generate(OneRow):
 
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
         tokens, model = [run.words.cls_id, *run.tokens_of(record["text"])], run.objective.model
-        if model.positions == "learned" and len(tokens) + self.new_tokens > model.max_length:
+        longest = model.max_length if run.longest is None else run.longest  # rows of the table beyond are as at first
+        if model.positions == "learned" and len(tokens) + self.new_tokens > longest:
             raise UserError(
                 f"a prompt of {len(tokens)} tokens and new_tokens={self.new_tokens} are "
-                f"{len(tokens) + self.new_tokens} together; expected at most {model.max_length}, the positions of "
-                f"the model"
+                f"{len(tokens) + self.new_tokens} together; expected at most {longest}, the positions that the model "
+                "has learned"
             )
         return Row(tokens)
+
+    def note(self, run: LoadedRun) -> str:
+        return f"continuations go beyond the {run.longest} tokens of the rows that the model has learned from"
 
     def batch(self, rows: Sequence[Row], indices: Sequence[int], length: int) -> dict[str, Int[np.ndarray, "rows ..."]]:
         batch = super().batch(rows, indices, length)
@@ -89,4 +99,6 @@ class Generate(OneRow):
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Generated:
         new = arrays["new"].tolist()
         ended = run.words.sep_id in new
-        return Generated(run.tokenizer.decode(new[: new.index(run.words.sep_id)] if ended else new), ended)
+        new = new[: new.index(run.words.sep_id)] if ended else new
+        beyond = 0 if run.longest is None else max(0, len(row.tokens) + len(new) - run.longest)
+        return Generated(run.tokenizer.decode(new), ended, beyond)

@@ -97,7 +97,7 @@ class Model:
         """How texts go on.
 
         Raises:
-          UserError: a prompt and ``new_tokens`` are more than the model has positions for.
+          UserError: a prompt and ``new_tokens`` are more than the run has learned positions for.
         """
         return self._texts(Generate(new_tokens, temperature, top_k, top_p, seed), prompts, batch_size)
 
@@ -127,12 +127,11 @@ class Model:
         if isinstance(question, str):
             if not isinstance(context, str):
                 raise UserError("one question and several contexts; expected one context")
-            return next(iter(self.answers(verb, [{"question": question, "context": context}], batch_size)))
+            return self._answers(verb, [question], [context], batch_size)[0]
         contexts = [context] * len(question) if isinstance(context, str) else list(context)
         if len(contexts) != len(question):
             raise UserError(f"{len(question)} questions and {len(contexts)} contexts; expected one for each")
-        records = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
-        return list(self.answers(verb, records, batch_size))
+        return self._answers(verb, question, contexts, batch_size)
 
     def answers(self, verb: Verb, records: Sequence[Mapping[str, Any]], batch_size: int) -> Any:
         """An iterator over the answers to records, which hold the verb's fields.
@@ -156,6 +155,14 @@ class Model:
                 f"{self.run.name} is a run of {self.run.kind} and cannot {verb}; it can {', '.join(self.verbs)}"
             )
 
+    def _answers(
+        self, verb: AnswerQuestion, questions: Sequence[str], contexts: Sequence[str], batch_size: int
+    ) -> list[Answers]:
+        records = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
+        found = list(self.answers(verb, records, batch_size))
+        self._warn(verb, found)
+        return found
+
     def _texts(self, verb: Verb, texts: Texts, batch_size: int) -> Any:
         alone = isinstance(texts, str | tuple)
         records = []
@@ -165,11 +172,13 @@ class Model:
                 raise InputError(index, f"expected a text, got {type(text).__name__}")
             records.append(dict(zip(("text", "pair"), parts, strict=False)))
         found = list(self.answers(verb, records, batch_size))
-        cut = sum(getattr(one, "tokens_left_out", 0) > 0 for one in found)
-        if cut:
-            note = f"{cut} of {len(found)} texts are longer than the {self.run.longest} tokens that the model sees"
-            warnings.warn(f"{note}; the rest of each was left out", stacklevel=3)
+        self._warn(verb, found)
         return found[0] if alone else found
+
+    def _warn(self, verb: Verb, found: Sequence[Any]) -> None:
+        count = sum(getattr(one, verb.counted) > 0 for one in found)
+        if count:
+            warnings.warn(f"{count} of {len(found)} {verb.note(self.run)}", stacklevel=4)
 
 
 def verb_class(name: str) -> type[Verb]:

@@ -25,6 +25,7 @@ class Tagged:
 
     words: tuple[str, ...]
     tags: tuple[str | None, ...]
+    tokens_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +49,7 @@ class Tag(TaskRows):
         self, run: LoadedRun, predictions: Mapping[str, np.ndarray], rows: Any, inputs: Sequence[list[str]]
     ) -> list[Tagged]:
         tags = run.objective.tags_of(predictions, rows, inputs)
-        return [Tagged(tuple(words), tuple(of)) for words, of in zip(inputs, tags, strict=True)]
+        # As the rows are made: of the words joined by spaces, between [CLS] and [SEP].
+        lengths = [len(run.tokens_of(" ".join(words))) for words in inputs]
+        left_out = [max(0, length - (run.objective.seq_len - 2)) for length in lengths]
+        return [Tagged(tuple(words), tuple(of), left) for words, of, left in zip(inputs, tags, left_out, strict=True)]

@@ -47,6 +47,7 @@ class Verb(abc.ABC):
 
     fields: ClassVar[tuple[str, ...]] = ("text",)  # of a record, all needed
     optional: ClassVar[tuple[str, ...]] = ()  # of a record
+    counted: ClassVar[str] = "tokens_left_out"  # a number in each answer; how many are above 0 is told with ``note``
 
     @classmethod
     @abc.abstractmethod
@@ -64,6 +65,10 @@ class Verb(abc.ABC):
     @abc.abstractmethod
     def answer_fields(cls) -> tuple[str, ...]:
         """The names of what an answer holds."""
+
+    def note(self, run: LoadedRun) -> str:
+        """What is told of the answers that have some of `counted`."""
+        return f"texts are longer than the {run.longest} tokens that the model sees; the rest of each was left out"
 
     @property
     def compiled_as(self) -> Verb:

@@ -115,6 +115,19 @@ class Head:
     name: str
     parts: Mapping[str, tuple[Tensor, ...]]
     activation: str | None = None  # what it computes whatever the config says; None: it follows the config
+    reads: str = "rows"  # what its ``head`` is about, as `Objective.head_reads`
+
+    def __str__(self) -> str:
+        about = "" if self.reads == "rows" else f" of {self.reads}"
+        return f"{self.name} {' and '.join(self.parts) or 'the encoder alone'}{about}"
+
+
+def token_heads(kind: str) -> tuple[Head, ...]:
+    """The two classes with one dense layer on every token, which all kinds of encoders have."""
+    return (
+        Head(f"{kind}ForTokenClassification", {"head": dense("", "classifier")}, reads="tokens"),
+        Head(f"{kind}ForQuestionAnswering", {"head": dense("", "qa_outputs")}, reads="spans"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +204,10 @@ class Architecture:
                 values[key] = None
         return values | {key: values[other] for key, other in self.repeated.items()}
 
-    def head_for(self, parts: Iterable[str]) -> Head | None:
-        """The class with just these parts beside the encoder, or None."""
+    def head_for(self, parts: Iterable[str], reads: str) -> Head | None:
+        """The class with just these parts beside the encoder, whose ``head`` is about the same; or None."""
         wanted = set(parts) - self.left_out
-        return next((head for head in self.heads if set(head.parts) == wanted), None)
+        return next((head for head in self.heads if set(head.parts) == wanted and head.reads == reads), None)
 
 
 def architecture(model_type: str, where: str) -> Architecture:

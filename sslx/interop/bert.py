@@ -1,6 +1,6 @@
 """BERT (arXiv 1810.04805) in transformers: ``BertModel`` and its heads."""
 
-from sslx.interop.architecture import Architecture, Head, Tensor, dense, norm, one
+from sslx.interop.architecture import Architecture, Head, Tensor, dense, norm, one, token_heads
 
 
 def encoder(prefix: str) -> tuple[Tensor, ...]:
@@ -59,6 +59,7 @@ BERT = Architecture(
             {"mlm_head": MLM_HEAD, "pooler": POOLER, "sentence_head": dense("", "cls.seq_relationship")},
         ),
         Head("BertForSequenceClassification", {"pooler": POOLER, "head": dense("", "classifier")}),
+        *token_heads("Bert"),
     ),
     fields=FIELDS,
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute"},

@@ -3,7 +3,7 @@
 A model of ours that is trained by masked tokens and has narrow embeddings is what they call the generator.
 """
 
-from sslx.interop.architecture import Architecture, Head, dense, norm, one
+from sslx.interop.architecture import Architecture, Head, dense, norm, one, token_heads
 from sslx.interop.bert import FIELDS, FIXED_OURS, FIXED_THEIRS, encoder
 
 ELECTRA = Architecture(
@@ -33,6 +33,7 @@ ELECTRA = Architecture(
             },
             activation="gelu",
         ),
+        *token_heads("Electra"),
     ),
     fields=FIELDS | {"embedding_size": "embed_width"},
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute"},

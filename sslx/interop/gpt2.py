@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019) in transformers: kernels lie as ours do, and queries, keys and values side by side."""
 
-from sslx.interop.architecture import Architecture, Head, Tensor, norm, one
+from sslx.interop.architecture import Architecture, Head, Tensor, dense, norm, one
 
 LAYERS, THEIRS = "transformer/layers", "transformer.h.{}"
 QKV = ("query", "key", "value")
@@ -30,7 +30,10 @@ GPT2 = Architecture(
         *convolution("mlp/down", "mlp.c_proj"),
         *norm("transformer/final_norm", "transformer.ln_f"),
     ),
-    heads=(Head("GPT2LMHeadModel", {}),),  # its head is the embedding table
+    heads=(
+        Head("GPT2LMHeadModel", {}),  # its head is the embedding table
+        Head("GPT2ForTokenClassification", {"head": dense("", "classifier")}, reads="tokens"),
+    ),
     fields={
         "n_embd": "width",
         "n_layer": "layers",

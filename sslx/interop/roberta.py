@@ -3,7 +3,7 @@
 ``RobertaModel`` counts positions so, and no token looks up the rows before; they are left out here, zeros there.
 """
 
-from sslx.interop.architecture import Architecture, Head, dense, norm, one
+from sslx.interop.architecture import Architecture, Head, dense, norm, one, token_heads
 from sslx.interop.bert import FIELDS, FIXED_OURS, FIXED_THEIRS, encoder
 
 ROBERTA = Architecture(
@@ -28,6 +28,7 @@ ROBERTA = Architecture(
             "RobertaForSequenceClassification",
             {"pooler": dense("dense", "classifier.dense"), "head": dense("", "classifier.out_proj")},
         ),
+        *token_heads("Roberta"),
     ),
     fields=FIELDS,
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute", "type_vocab_size": 1},

@@ -52,7 +52,13 @@ def architecture_of(model: Any, parts: Mapping[str, Any]) -> Architecture:
 
 
 def published(
-    model: Any, params: Mapping[str, Any], *, vocab_size: int, pad_id: int, encoder_only: bool = False
+    model: Any,
+    params: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    pad_id: int,
+    head_reads: str = "rows",
+    encoder_only: bool = False,
 ) -> Published:
     """Turns a model into the form of transformers.
 
@@ -61,6 +67,7 @@ def published(
       params: ``encoder``, and the parts beside it.
       vocab_size: Tokens; the rows of the tables that are beyond are cut off.
       pad_id: The padding token, from which RoBERTa counts positions.
+      head_reads: The objective's own.
       encoder_only: Without a head.
 
     Raises:
@@ -68,7 +75,7 @@ def published(
     """
     kind = architecture_of(model, params)
     parts = {name: tree for name, tree in params.items() if name != "encoder" and name not in kind.left_out}
-    head = None if encoder_only else kind.head_for(parts)
+    head = None if encoder_only else kind.head_for(parts, head_reads)
     sizes = Sizes(
         vocab_size,
         pad_id + 1 if kind.position_offset else 0,
@@ -78,8 +85,12 @@ def published(
     config = kind.config_from(model, head, sizes) | ({"vocab_size": vocab_size} if vocab_size else {})
     if kind.position_offset:
         config["pad_token_id"] = pad_id  # even where the tokenizer has none, since positions depend on it
+    if head is not None and "head" in head.parts:
+        config["num_labels"] = np.shape(params["head"]["kernel"])[1]
+        if config["num_labels"] == 1:
+            config["problem_type"] = "regression"
     if parts and head is None and not encoder_only:
-        classes = "; ".join(f"{one.name} {' and '.join(one.parts) or 'the encoder alone'}" for one in kind.heads)
+        classes = "; ".join(map(str, kind.heads))
         raise UserError(
             f"transformers has no class with the head that this run has ({', '.join(sorted(parts))}); its classes "
             f"have: {classes or 'none'}. --encoder_only exports the encoder, --format=stablehlo all of it"

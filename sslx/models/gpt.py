@@ -1,8 +1,9 @@
 """GPT: a causal transformer over tokens, with the embedding table as its head.
 
 The defaults are GPT-2 to the letter (Radford et al. 2019, openai/gpt-2), since weights are exchanged with Hugging Face:
-pre-LN, learned positions, tanh GELU, N(0, 0.02), projections to the residual stream smaller by the square root of twice
-the depth. ``MODERN`` is LLaMA's block (arXiv 2302.13971) with query-key norm.
+pre-LN, learned positions, tanh GELU, N(0, 0.02) (of the positions too, as Hugging Face and nanoGPT draw them;
+openai/gpt-2's code has N(0, 0.01) there), projections to the residual stream smaller by the square root of twice the
+depth. ``MODERN`` is LLaMA's block (arXiv 2302.13971) with query-key norm.
 """
 
 from __future__ import annotations

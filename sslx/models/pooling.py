@@ -1,4 +1,4 @@
-"""One vector for a row of tokens."""
+"""One vector for a row of tokens, and vectors of length 1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def mean_pool(
     """Mean over the tokens that are not padding, float32."""
     weight = (segment_ids > 0).astype(jnp.float32)[..., None]
     return jnp.sum(x.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+
+
+def unit_vectors(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    """Each vector over its length, so that products are cosines; one of zeros stays what it is."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def last_token(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch 1"]:

@@ -38,15 +38,20 @@ def build_text_model(
     return model
 
 
-def check_pool(model: TextModelConfig, pool: str) -> None:
+def check_pool(model: TextModelConfig, pool: str, option: str) -> None:
     """Refuses to read a row off a token that has seen nothing of it.
+
+    Args:
+      model: What the row goes through.
+      pool: The ``pool`` of `pooled`.
+      option: What the user has set it by.
 
     Raises:
       UserError: ``pool`` is ``first`` and the model is causal.
     """
     if pool == "first" and isinstance(model, GptConfig):
         raise UserError(
-            "config.task.pool is 'first', but the first token of a causal model sees no other; expected last or mean"
+            f"{option} is 'first', but the first token of a causal model sees no other; expected last or mean"
         )
 
 

@@ -197,8 +197,8 @@ def _check_samples(pretext: CausalLanguageModelConfig, model: GptConfig, seq_len
             "expected at most that (or config.eval.examples=0)"
         )
     longest = pretext.prompt_tokens + pretext.sample_tokens
-    if model.positions == "learned" and longest > model.max_length:
+    if model.positions == "learned" and longest > seq_len:  # no row teaches the positions beyond
         raise UserError(
             f"config.pretext.prompt_tokens and sample_tokens are {longest} together, longer than "
-            f"config.model.max_length {model.max_length}; expected at most that (or config.eval.examples=0)"
+            f"config.data.seq_len {seq_len}; expected at most that (or config.eval.examples=0)"
         )

@@ -256,6 +256,10 @@ class Electra(Objective):
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
 
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length"]:
+        """The discriminator's: above 0 where a token is held to be replaced."""
+        return self.module.apply({"params": params}, batch, deterministic=True, method="discriminate")
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         table, picked = self.model.table_width, picked_count(length, self.pretext.mask_ratio)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sslx.errors import UserError
+from sslx.models.pooling import unit_vectors
 
 ROWS_AT_ONCE = 1024  # whose similarities to all training rows exist together
 
@@ -43,7 +44,7 @@ def knn_scores(
 ) -> Float[np.ndarray, "queries classes"]:
     """Summed weights of each class's votes; the class with the most is the answer."""
     neighbours = min(config.neighbours, len(train))
-    bank, labels = _normalised(jnp.asarray(train)), jnp.asarray(labels)
+    bank, labels = unit_vectors(jnp.asarray(train)), jnp.asarray(labels)
     vote = jax.jit(functools.partial(_vote, neighbours=neighbours, temperature=config.temperature, classes=classes))
     size = min(ROWS_AT_ONCE, len(queries))
     scores = []
@@ -55,11 +56,7 @@ def knn_scores(
 
 
 def _vote(bank: Array, labels: Array, queries: Array, *, neighbours: int, temperature: float, classes: int) -> Array:
-    similarity, nearest = jax.lax.top_k(_normalised(queries) @ bank.T, neighbours)
+    similarity, nearest = jax.lax.top_k(unit_vectors(queries) @ bank.T, neighbours)
     # exp(s/T) reaches 1.6e6 at T = 0.07 and overflows at small T; what is subtracted changes no share of a row.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
     return jnp.einsum("qk,qkc->qc", weights, jax.nn.one_hot(labels[nearest], classes))
-
-
-def _normalised(x: Array) -> Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

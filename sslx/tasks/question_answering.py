@@ -111,6 +111,7 @@ class QuestionAnswering(Objective):
     held_out: tuple[QuestionRows, ...] = dataclasses.field(default=(), repr=False)  # texts to score against
 
     scored = True
+    head_reads = "spans"
 
     @classmethod
     def prepare(
@@ -217,6 +218,10 @@ class QuestionAnswering(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         encoder = self.model.encoder(self.vocab_size).bind(variables)
         return pooled(encoder, batch, "mean", deterministic=True)
+
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length 2"]:
+        """Of each token, that the answer begins and that it ends there."""
+        return jnp.stack(self.module.apply({"params": params}, batch, deterministic=True), axis=-1)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

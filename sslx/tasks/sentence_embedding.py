@@ -5,9 +5,11 @@ third that does not. Without, a sentence is its own pair under another dropout m
 Out: one term, the cross-entropy (InfoNCE) of telling a sentence's pair from those of all rows of the global batch, and
 from all hard negatives, by cosine similarity over ``temperature``.
 
-What training leaves is the pooled encoder: the layer that ``pool="first"`` has in training is left out afterwards, as
-in the paper. Evaluation tells alignment and uniformity (arXiv 2005.10242) and, given scored pairs, Spearman's
-correlation between cosine similarity and score.
+What training leaves is the pooled encoder: the layer that ``pool="first"`` has in training is left out afterwards. The
+published code (princeton-nlp/SimCSE, ``mlp_only_train``) does so without pairs; with pairs it keeps the layer, and here
+it is left out all the same, so that what a run leaves is always an encoder. Evaluation tells alignment and uniformity
+(arXiv 2005.10242) and, given scored pairs, Spearman's correlation between cosine similarity and score; with pairs it is
+without dropout.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from sslx.data.sentences import NEGATIVE, PAIR, abstract_sentence_row, prepare_s
 from sslx.data.text import PreparedText, TextConfig, saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
-from sslx.models.text import TextModelConfig, build_text_model, pooled
+from sslx.models.pooling import unit_vectors
+from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
 
 COMPARED = 4096  # rows that uniformity compares with each other
@@ -41,7 +44,7 @@ class SentenceEmbeddingConfig:
     """``config.task`` of ``name="sentence_embedding"``."""
 
     name: str = "sentence_embedding"
-    pool: str = "mean"  # over tokens | first: the first token, under a tanh layer in training
+    pool: str = "mean"  # over tokens | first: tanh layer on the first token, in training | last: for causal models
     temperature: float = 0.05
     dropout: float = 0.1  # in the encoder, whatever pretraining used: without pairs it is all that tells views apart
     pair_field: str = ""  # field of a text that means the same as the record's text; "" = unsupervised
@@ -49,7 +52,7 @@ class SentenceEmbeddingConfig:
     sts: str = ""  # csv:GLOB or jsonl:GLOB with text, text2 and score: evaluation correlates with the scores
 
     def __post_init__(self):
-        choose(self.pool, ("mean", "first"), "config.task.pool")
+        choose(self.pool, ("mean", "first", "last"), "config.task.pool")
         if not self.temperature > 0:
             raise UserError(f"config.task.temperature is {self.temperature}; expected more than 0")
         if not 0 <= self.dropout < 1:
@@ -83,7 +86,7 @@ class SentenceEncoder(nn.Module):
         x = pooled(self.encoder, batch, self.task.pool, deterministic=deterministic)
         if self.task.pool == "first" and projected:
             x = self.pooler(x).astype(jnp.float32)
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        return unit_vectors(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +132,7 @@ class SentenceEmbedding(Objective):
         task = build(SentenceEmbeddingConfig, config["task"], "config.task")
         data_config = build(TextConfig, config["data"], "config.data")
         model = build_text_model(config["model"], data_config.seq_len)
+        check_pool(model, task.pool, "config.task.pool")
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 
@@ -145,9 +149,11 @@ class SentenceEmbedding(Objective):
 
     def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
         keys = jax.random.split(key, 3)
-        first = self._embed(params, batch, "", keys[0], projected=True)
-        second = self._embed(params, batch, PAIR, keys[1], projected=True)
-        negatives = self._embed(params, batch, NEGATIVE, keys[2], projected=True) if self.task.negative_field else None
+        first = self._embed(params, batch, "", keys[0], projected=True, train=train)
+        second = self._embed(params, batch, PAIR, keys[1], projected=True, train=train)
+        negatives = None
+        if self.task.negative_field:
+            negatives = self._embed(params, batch, NEGATIVE, keys[2], projected=True, train=train)
         weights = batch["weights"]["contrast"]
         losses, hits = info_nce(first, second, negatives, weights, self.task.temperature)
         retrieved = Mean(jnp.sum(weights * hits), jnp.sum(weights))
@@ -164,7 +170,7 @@ class SentenceEmbedding(Objective):
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         width, others = self.model.width, 1 + bool(self.task.negative_field)
-        sentence = self.model.flops_per_row(length, 1 if self.task.pool == "first" else None)
+        sentence = self.model.flops_per_row(length, None if self.task.pool == "mean" else 1)
         sentence += 2 * width**2 if self.task.pool == "first" else 0
         return 3.0 * rows * ((1 + others) * sentence + 2 * others * rows * width)
 
@@ -173,14 +179,11 @@ class SentenceEmbedding(Objective):
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         embedding = self.module.apply({"params": params}, batch, projected=False, deterministic=True)
-        if self.task.pair_field:
-            one, other = (
-                embedding,
-                self.module.apply({"params": params}, _view(batch, PAIR), projected=False, deterministic=True),
-            )
-        else:  # always the same masks, so that evaluations can be compared
-            keys = jax.random.split(jax.random.key(0))
-            one, other = (self._embed(params, batch, "", key, projected=False) for key in keys)
+        keys = jax.random.split(jax.random.key(0))  # always the same masks, so that evaluations can be compared
+        one, other = (
+            self._embed(params, batch, prefix, key, projected=False, train=False)
+            for prefix, key in zip(("", PAIR), keys, strict=True)
+        )
         distance = jnp.sum(jnp.square(one - other), axis=-1)
         kept = {name: batch[name] for name in ("tokens", "scored")}
         return kept | {"embedding": embedding, "distance": distance}
@@ -226,11 +229,14 @@ class SentenceEmbedding(Objective):
         lines = [f"{name:<16}{value:>9.4f}" for name, value in self.score(predictions).items()]
         return Report("\n".join([f"{rows:,} sentences", *lines]), {"sentences": rows}, {})
 
-    def _embed(self, params: Any, batch: Batch, prefix: str, key: PRNGKeyArray, *, projected: bool) -> Array:
-        """One view under dropout; without a field of its own it is the sentence."""
+    def _embed(
+        self, params: Any, batch: Batch, prefix: str, key: PRNGKeyArray, *, projected: bool, train: bool
+    ) -> Array:
+        """One view; without a field of its own it is the sentence, which dropout alone tells from itself."""
         view = _view(batch, prefix if prefix in self.task.fields else "")
+        deterministic = not train and bool(self.task.pair_field)
         return self.module.apply(
-            {"params": params}, view, projected=projected, deterministic=False, rngs={"dropout": key}
+            {"params": params}, view, projected=projected, deterministic=deterministic, rngs={"dropout": key}
         )
 
     def _correlation(self, predictions: Mapping[str, np.ndarray]) -> float:

@@ -122,7 +122,7 @@ class TextClassification(Objective):
                 "config.task.name=text_regression is for numbers"
             )
         model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool)
+        check_pool(model, task.pool, "config.task.pool")
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 

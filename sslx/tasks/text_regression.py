@@ -93,7 +93,7 @@ class TextRegression(Objective):
                 "config.task.name=text_classification is for classes"
             )
         model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool)
+        check_pool(model, task.pool, "config.task.pool")
         model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
         return task, model, data_config
 
@@ -120,6 +120,9 @@ class TextRegression(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         encoder = self.model.encoder(self.vocab_size).bind(variables)
         return pooled(encoder, batch, "last" if self.task.pool == "last" else "mean", deterministic=True)
+
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch 1"]:
+        return self.module.apply({"params": params}, batch, deterministic=True)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

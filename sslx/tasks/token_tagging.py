@@ -68,6 +68,7 @@ class TokenTagging(Objective):
     tokenizer: Any  # of sentences to tag, and of those shown
 
     scored = True
+    head_reads = "tokens"
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[TokenTagging, PreparedRecords]:
@@ -142,6 +143,9 @@ class TokenTagging(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         encoder = self.model.encoder(self.vocab_size).bind(variables)
         return pooled(encoder, batch, "mean", deterministic=True)
+
+    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length classes"]:
+        return self.module.apply({"params": params}, batch, deterministic=True)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

@@ -25,6 +25,8 @@ AUTO = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "LMHeadModel": "AutoModelForCausalLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "Model": "AutoModel",  # GPT-2's head is a Model too
 }
 
@@ -63,13 +65,19 @@ def write(target: Path) -> None:
         pad_id = golden.config.get("pad_token_id", 0)
         variants = {"": params} | ({"_encoder": params} if name != "vit" else {})
         if name in ("bert", "roberta"):
-            variants["_classifier"] = classifier(params)
+            variants |= {"_classifier": with_head(params, 3, pooler=True), "_number": with_head(params, 1, pooler=True)}
+        if name in ("bert", "roberta", "electra", "gpt2"):
+            variants["_tagger"] = with_head(params, 3)
+        if name in ("bert", "roberta", "electra"):
+            variants["_questions"] = with_head(params, 2)
         for suffix, parts in variants.items():
-            bare = suffix == "_encoder"
-            form = writing.published(model, parts, vocab_size=start.vocab_size, pad_id=pad_id, encoder_only=bare)
+            bare, reads = suffix == "_encoder", {"_tagger": "tokens", "_questions": "spans"}.get(suffix, "rows")
+            form = writing.published(
+                model, parts, vocab_size=start.vocab_size, pad_id=pad_id, head_reads=reads, encoder_only=bare
+            )
             folder = target / (name + suffix)
             folder.mkdir(parents=True)
-            labels = ("a", "b", "c") if suffix == "_classifier" else None
+            labels = ("a", "b", "c") if suffix in ("_classifier", "_tagger") else None
             writing.write(form, folder, word_tokenizer(golden.config) if start.vocab_size else None, labels)
             found = {"encoder": parts["encoder"]} if bare else parts
             out = compute(model, found, given, start.vocab_size)
@@ -79,12 +87,12 @@ def write(target: Path) -> None:
         print(f"wrote {name}")
 
 
-def classifier(params: dict[str, Any]) -> dict[str, Any]:
-    """The encoder with a head of three classes, as fine-tuning with ``pool=first`` makes it."""
+def with_head(params: dict[str, Any], outputs: int, *, pooler: bool = False) -> dict[str, Any]:
+    """The encoder with a head as fine-tuning makes it, and with the layer that ``pool=first`` has in front."""
     rng = np.random.default_rng(2)
     draw = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)  # noqa: E731
-    pooler = {"dense": {"kernel": draw(32, 32), "bias": draw(32)}}
-    return {"encoder": params["encoder"], "pooler": pooler, "head": {"kernel": draw(32, 3), "bias": draw(3)}}
+    first = {"pooler": {"dense": {"kernel": draw(32, 32), "bias": draw(32)}}} if pooler else {}
+    return {"encoder": params["encoder"], **first, "head": {"kernel": draw(32, outputs), "bias": draw(outputs)}}
 
 
 def compute(model: Any, params: dict[str, Any], given: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
@@ -105,8 +113,8 @@ def compute(model: Any, params: dict[str, Any], given: dict[str, np.ndarray], si
     x = model.encoder(size).apply({"params": params["encoder"]}, batch, deterministic=True)
     table, out = params["encoder"]["embeddings"]["word"], {"hidden": x}
     if "head" in params:
-        first = Pooler(model).apply({"params": params["pooler"]}, x[:, 0])
-        out["logits"] = first @ params["head"]["kernel"] + params["head"]["bias"]
+        read = Pooler(model).apply({"params": params["pooler"]}, x[:, 0]) if "pooler" in params else x
+        out["logits"] = read @ params["head"]["kernel"] + params["head"]["bias"]
     elif "mlm_head" in params:
         out["logits"] = MaskedTokenHead(model, size).apply({"params": params["mlm_head"]}, x, table)[..., :size]
     elif "discriminator_head" in params:
@@ -138,12 +146,15 @@ def check(target: Path) -> None:
             out = model.eval()(**given, output_hidden_states=True)
         last = out["last_hidden_state"] if "last_hidden_state" in out else out.hidden_states[-1]
         found = {"hidden": last.numpy()}
-        if "logits" in expected:
+        if "start_logits" in out:
+            found["logits"] = np.stack([out["start_logits"], out["end_logits"]], axis=-1)
+        elif "logits" in expected:
             found["logits"] = out["prediction_logits" if "prediction_logits" in out else "logits"].numpy()
         errors = {}
         for key, array in expected.items():
+            assert found[key].shape == array.shape, (folder.name, key, found[key].shape, array.shape)
             apart = np.abs(found[key] - array)
-            errors[key] = float((apart if array.ndim == 2 and array.shape[1] == 3 else apart[real]).max())
+            errors[key] = float((apart[real] if array.shape[:2] == real.shape else apart).max())
         worst = max(worst, *errors.values())
         told = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())
         print(f"{folder.name:<26} {auto:<36} {name:<34} {told}")

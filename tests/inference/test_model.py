@@ -108,6 +108,10 @@ def test_embeddings_depend_on_neither_padding_nor_neighbours(request, model):
         "last": np.stack([x[-1] for x in hidden]),
     }
     expected["own"] = expected["mean" if model.verbs[0] == "fill" else "last"]
+    if model.verbs[0] == "generate":
+        del expected["first"]  # sees nothing of the text
+        with pytest.raises(UserError, match=r"^pool is 'first', but the first token of a causal model sees no other"):
+            model.embed(TEXTS, pool="first")
     for pool, vectors in expected.items():
         found = model.embed(TEXTS, pool=pool, normalise=False)
         assert found.dtype == np.float32
@@ -146,6 +150,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(masked):
         masked.fill("[MASK] " + long + " [MASK]")
 
 
+@pytest.mark.filterwarnings("ignore:1 of . continuations")
 def test_greedy_generation_is_that_of_the_sampler_without_padding(causal):
     run = causal.run
     found = causal.generate([*TEXTS[:3], ""], new_tokens=12, temperature=0.0)
@@ -167,6 +172,7 @@ def test_greedy_generation_is_that_of_the_sampler_without_padding(causal):
         assert one.generated == run.tokenizer.decode(new[:end])
 
 
+@pytest.mark.filterwarnings("ignore:1 of . continuations")
 def test_samples_depend_on_the_seed_and_not_on_the_batch(causal):
     options = dict(new_tokens=8, temperature=1.0)
     together = causal.generate(TEXTS[:3], **options)
@@ -185,8 +191,23 @@ def test_prompts_beyond_the_positions_are_refused(trained, causal, tmp_path):
     learned = Model(replace(causal.run, objective=replace(causal.run.objective, model=model)))
     prompt = "a " * 10
     count = 1 + len(causal.run.tokens_of(prompt))
-    with pytest.raises(InputError, match=f"a prompt of {count} tokens and new_tokens=60 are {count + 60} together"):
-        learned.generate(["", prompt], new_tokens=60)
+    new = 32 - count + 1  # of rows of 32, which no training goes beyond, though there are 64 positions
+    with pytest.raises(InputError, match=f"a prompt of {count} tokens and new_tokens={new} are 33 .* at most 32, "):
+        learned.generate(["", prompt], new_tokens=new)
+
+
+def test_rotated_positions_beyond_the_rows_are_told(causal):
+    prompt = "a " * 10
+    count = 1 + len(causal.run.tokens_of(prompt))
+    options = dict(new_tokens=33 - count, temperature=0.0)
+    with pytest.warns(UserWarning, match="^1 of 2 continuations go beyond the 32 tokens of the rows"):
+        found = causal.generate(["", prompt * 3], **options)
+    assert not found[1].ended
+    long = 1 + len(causal.run.tokens_of(prompt * 3))
+    assert [one.tokens_beyond for one in found] == [0, long + options["new_tokens"] - 32]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert causal.generate(prompt, new_tokens=32 - count).tokens_beyond == 0
 
 
 def test_classify_gives_the_softmax_of_the_logits(classifier, trained):

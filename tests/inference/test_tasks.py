@@ -45,7 +45,8 @@ def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
     model = sslx.load(run)
     assert model.verbs == ("tag", "embed")
     texts = ["Anna met Bob.", "rome", "the river, past rome " * 20]
-    together = model.tag(texts)
+    with pytest.warns(UserWarning, match="^1 of 3 texts are longer than the 32 tokens that the model sees"):
+        together = model.tag(texts)
     assert together[0].words == ("Anna", "met", "Bob", ".")
     objective, params = model.run.objective, read_variables(run, model.run.step)["params"]
     for found in together:
@@ -54,7 +55,13 @@ def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
         (expected,) = objective.tags_of({k: np.asarray(v) for k, v in predictions.items()}, rows, [found.words])
         assert list(found.tags) == expected
     assert together[2].tags[-1] is None  # beyond the row
-    assert model.tag(texts[::-1], batch_size=2)[::-1] == together
+    pieces = [
+        len(model.run.tokenizer(" ".join(found.words), add_special_tokens=False)["input_ids"]) for found in together
+    ]
+    assert pieces[2] > 30
+    assert [found.tokens_left_out for found in together] == [0, 0, pieces[2] - 30]
+    with pytest.warns(UserWarning, match="1 of 3"):
+        assert model.tag(texts[::-1], batch_size=2)[::-1] == together
     assert model.tag("rome") == together[1]
     with pytest.raises(UserError, match="input 1: there is no word in the text ' '"):
         model.tag(["a", " "])
@@ -89,6 +96,15 @@ def test_answers_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
     assert model.answer(question=questions[1], context=contexts[1], top=3).answer == together[1].answer
     again = model.answer(question=questions[::-1], context=contexts[::-1], batch_size=2)[::-1]
     assert [one.answer for one in again] == [one.answer for one in together]
+    assert [one.tokens_left_out for one in together] == [0, 0, 0]
+    asked = "who met bob in rome on a day by the river ?"
+    with pytest.warns(UserWarning, match="^1 of 2 questions are longer than the 8 tokens that the model sees"):
+        cut = model.answer(question=[asked, "where"], context=contexts[0])
+    assert [one.tokens_left_out for one in cut] == [len(model.run.tokens_of(asked)) - 8, 0]
+    kept = model.run.tokenizer.decode(model.run.tokens_of(asked)[:8])
+    assert cut[0].answer == model.answer(question=kept, context=contexts[0]).answer
+    with pytest.warns(UserWarning, match="1 of 1"):
+        assert model.answer(question=asked, context=contexts[0]) == cut[0]
     with pytest.raises(UserError, match="input 0: there is no token in the context ''"):
         model.answer(question="who", context="")
     with pytest.raises(UserError, match="3 questions and 2 contexts"):

@@ -134,6 +134,46 @@ def test_heads_that_transformers_has_no_class_for(published):
         published_form(relu, parts, vocab_size=120, pad_id=0)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_head_of_one_output_is_a_regression(name, published, tmp_path):
+    _, model, params = opened(published(name))
+    pooler = {"dense": {"kernel": np.zeros((32, 32)), "bias": np.zeros(32)}}
+    parts = {"encoder": params["encoder"], "pooler": pooler, "head": {"kernel": np.zeros((32, 1)), "bias": np.zeros(1)}}
+    form = published_form(model, parts, vocab_size=120, pad_id=1)
+    (tmp_path / "out").mkdir()
+    write(form, tmp_path / "out", None)
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    rows = {"bert": "classifier.weight", "roberta": "classifier.out_proj.weight"}[name]
+    assert form.tensors[rows].shape == (config.num_labels, 32) == (1, 32)
+    assert config.problem_type == "regression"
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "gpt2"])
+def test_what_a_head_reads_tells_classes_of_the_same_parts_apart(name, published, tmp_path):
+    _, model, params = opened(published(name))
+    kind = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "gpt2": "GPT2"}[name]
+    draw = np.random.default_rng(0).normal(size=(32, 5))
+    cases = {"tokens": (5, ("a", "b", "c", "d", "e"), "ForTokenClassification", "classifier")}
+    if name != "gpt2":  # a causal model's [CLS] cannot tell that there is no answer
+        cases["spans"] = (2, None, "ForQuestionAnswering", "qa_outputs")
+    for reads, (outputs, labels, suffix, theirs) in cases.items():
+        head = {"kernel": draw[:, :outputs], "bias": draw[0, :outputs]}
+        parts = {"encoder": params["encoder"], "head": head}
+        form = published_form(model, parts, vocab_size=120, pad_id=1, head_reads=reads)
+        assert form.class_name == kind + suffix
+        np.testing.assert_array_equal(form.tensors[f"{theirs}.weight"], np.float32(head["kernel"]).T)
+        np.testing.assert_array_equal(form.tensors[f"{theirs}.bias"], np.float32(head["bias"]))
+        (tmp_path / reads).mkdir()
+        write(form, tmp_path / reads, None, labels)
+        config = AutoConfig.from_pretrained(tmp_path / reads)
+        assert config.num_labels == outputs
+        if labels:
+            assert config.id2label == dict(enumerate(labels))
+            assert config.label2id == {label: i for i, label in enumerate(labels)}
+    with pytest.raises(UserError, match=f"{kind}ForTokenClassification head of tokens"):
+        published_form(model, parts, vocab_size=120, pad_id=1)
+
+
 def test_an_electra_run_goes_out_as_its_discriminator(golden, published):
     _, model, params = opened(published("electra"))
     run = params | {"generator": {"transformer": {"kernel": np.zeros(3)}}}

@@ -110,10 +110,13 @@ def test_a_tiny_model_learns_to_count_and_its_samples_count(vocabulary):
 
 
 def test_samples_that_the_model_has_no_positions_for_are_refused(tiny_config):
-    config = tiny_config("gpt_clm", {"model.positions": "learned", "model.max_length": 32, "eval.examples": 1})
-    config.pretext.sample_tokens = 40
-    with pytest.raises(UserError, match=r"are 56 together, longer than config.model.max_length 32"):
+    # Rows of 32: of the table's 64 positions, the last 32 stay as they were drawn.
+    config = tiny_config("gpt_clm", {"model.positions": "learned", "model.max_length": 64, "eval.examples": 1})
+    config.pretext.sample_tokens = 17
+    with pytest.raises(UserError, match=r"are 33 together, longer than config.data.seq_len 32"):
         CausalLanguageModel.abstract(config.to_dict())
+    config.pretext.sample_tokens = 16
+    CausalLanguageModel.abstract(config.to_dict())
 
 
 def test_a_run_trains_with_muon_and_a_frozen_part_samples_resumes_and_is_fine_tuned(

@@ -63,6 +63,12 @@ def reference(first, second, negatives, weights, temperature):
     return np.array(losses) * weights
 
 
+def pooled_by_hand(x, view, pool):
+    """The mean of a row's tokens, or its first or last one, in float64."""
+    rows = [states[real] for states, real in zip(np.float64(x), view["segment_ids"] > 0, strict=True)]
+    return np.stack([{"mean": row.mean(0), "first": row[0], "last": row[-1]}[pool] for row in rows])
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_info_nce_is_a_cross_entropy_over_all_rows_with_weight(hard):
     rng = np.random.default_rng(0)
@@ -78,7 +84,7 @@ def test_info_nce_is_a_cross_entropy_over_all_rows_with_weight(hard):
     assert 0 < (hits * weights).sum() <= 4
 
 
-@pytest.mark.parametrize("pool", ["mean", "first"])
+@pytest.mark.parametrize("pool", ["mean", "first", "last"])
 def test_the_loss_of_pairs_is_that_of_their_unit_vectors(vocabulary, batch, pool):
     objective = objective_with(vocabulary, pool=pool, dropout=0.0, pair_field="b", negative_field="c")
     params = parameters(objective, batch)
@@ -86,13 +92,10 @@ def test_the_loss_of_pairs_is_that_of_their_unit_vectors(vocabulary, batch, pool
     vectors = []
     for prefix in ("", PAIR, NEGATIVE):
         view = {name: batch[prefix + name] for name in NAMES}
-        x = np.float64(encoder.apply({"params": params["encoder"]}, view, deterministic=True))
-        if pool == "mean":
-            real = (view["segment_ids"] > 0)[..., None]
-            x = (x * real).sum(1) / real.sum(1)
-        else:  # the layer that only training has
+        x = pooled_by_hand(encoder.apply({"params": params["encoder"]}, view, deterministic=True), view, pool)
+        if pool == "first":  # the layer that only training has
             dense = jax.tree.map(np.float64, params["pooler"]["dense"])
-            x = np.tanh(x[:, 0] @ dense["kernel"] + dense["bias"])
+            x = np.tanh(x @ dense["kernel"] + dense["bias"])
         vectors.append(x / np.linalg.norm(x, axis=-1, keepdims=True))
     viewed = objective.views(batch, jax.random.key(0), 0, train=True)
     out = objective.loss(params, {}, viewed, jax.random.key(1), jnp.int32(0), train=True)
@@ -101,9 +104,7 @@ def test_the_loss_of_pairs_is_that_of_their_unit_vectors(vocabulary, batch, pool
     # What is left after training is the encoder alone.
     found = objective.encode(objective.encoder(params, {}), batch)
     own = {name: batch[name] for name in NAMES}
-    x = np.asarray(encoder.apply({"params": params["encoder"]}, own, deterministic=True))
-    real = (batch["segment_ids"] > 0)[..., None]
-    expected = (x * real).sum(1) / real.sum(1) if pool == "mean" else x[:, 0]
+    expected = pooled_by_hand(encoder.apply({"params": params["encoder"]}, own, deterministic=True), own, pool)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -112,8 +113,8 @@ class OnlyFirst(SentenceEmbedding):
 
     stopped = PAIR
 
-    def _embed(self, params, batch, prefix, key, *, projected):
-        x = super()._embed(params, batch, prefix, key, projected=projected)
+    def _embed(self, params, batch, prefix, key, **options):
+        x = super()._embed(params, batch, prefix, key, **options)
         return jax.lax.stop_gradient(x) if prefix == self.stopped else x
 
 
@@ -140,7 +141,7 @@ def test_gradients_reach_both_views_of_a_sentence(vocabulary, batch, assert_clos
         assert np.abs(part["encoder"]["embeddings"]["word"]).max() > 1e-3
     assert_close(whole, jax.tree.map(np.add, first, second), share=1e-3)
     views = [
-        objective._embed(params, viewed, prefix, k, projected=True)
+        objective._embed(params, viewed, prefix, k, projected=True, train=True)
         for prefix, k in zip(("", PAIR), jax.random.split(key), strict=True)
     ]
     assert np.abs(views[0] - views[1]).max() > 1e-2  # two masks
@@ -154,7 +155,7 @@ def test_eight_devices_have_the_negatives_of_one(vocabulary, batch, gradients_on
 
 
 def test_evaluation_compares_neither_padding_nor_scored_pairs(vocabulary, batch):
-    objective = objective_with(vocabulary, dropout=0.0, pair_field="b")
+    objective = objective_with(vocabulary, dropout=0.3, pair_field="b")
     params = parameters(objective, batch)
     valid, scored = np.ones(16, np.float32), np.zeros(16, np.int32)
     valid[12:], scored[:4] = 0.0, np.arange(1, 5)
@@ -164,6 +165,22 @@ def test_evaluation_compares_neither_padding_nor_scored_pairs(vocabulary, batch)
     viewed = objective.views(kept, eval_keys(0)[0], 0, train=False)
     out = objective.loss(params, {}, viewed, eval_keys(0)[1], jnp.int32(0), train=False)
     assert found["loss"] == pytest.approx(float(out.terms["contrast"].sum) / 8, rel=1e-4)
+
+
+def test_evaluation_has_dropout_without_pairs_alone(vocabulary, batch):
+    calm = objective_with(vocabulary, dropout=0.0, pair_field="b")
+    params, key = parameters(calm, batch), jax.random.key(1)
+
+    def loss(objective, train):
+        viewed = objective.views(batch, key, 0, train=train)
+        return float(objective.loss(params, {}, viewed, key, jnp.int32(0), train=train).terms["contrast"].sum)
+
+    paired, alone = objective_with(vocabulary, dropout=0.3, pair_field="b"), objective_with(vocabulary, dropout=0.3)
+    assert loss(paired, False) == pytest.approx(loss(calm, False), rel=1e-5)
+    assert abs(loss(paired, True) / loss(calm, True) - 1) > 0.01
+    assert (alone.predict(params, {}, batch)["distance"] > 1e-3).all()  # two masks
+    found, expected = (objective.predict(params, {}, batch)["distance"] for objective in (paired, calm))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_uniformity_and_spearman_are_those_of_their_definitions():
@@ -241,7 +258,7 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
 @pytest.mark.parametrize(
     ("task", "match"),
     [
-        ({"pool": "last"}, r"unknown config.task.pool 'last'"),
+        ({"pool": "lost"}, r"unknown config.task.pool 'lost'; did you mean 'last'"),
         ({"temperature": 0.0}, r"config.task.temperature is 0.0; expected more than 0"),
         ({"dropout": 0.0}, r"both views would be the same"),
         ({"negative_field": "c"}, r"config.task.negative_field is given without config.task.pair_field"),
@@ -258,6 +275,18 @@ def test_a_limited_evaluation_that_would_see_the_scored_pairs_alone_is_refused(t
     with pytest.raises(UserError, match=r"config.eval.batches is 1 with config.task.sts"):
         finetune.main(tiny_config("finetune/sentence_embedding", settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_causal_model_is_not_read_off_its_first_token(tiny_config):
+    config = tiny_config("finetune/sentence_embedding", {"task.pool": "first"}).to_dict()
+    config["model"] = tiny_config("gpt_clm").to_dict()["model"]
+    with pytest.raises(UserError, match=r"config.task.pool is 'first', but the first token of a causal model"):
+        SentenceEmbedding.abstract(config)
+    config["task"]["pool"] = "last"
+    objective, _ = SentenceEmbedding.abstract(config)
+    assert objective.flops({"tokens": (4, 32)}) < dataclasses.replace(objective, task=SentenceEmbeddingConfig()).flops(
+        {"tokens": (4, 32)}
+    )
 
 
 def test_a_run_beats_chance_and_reports(tiny_config, made_up_texts, tmp_path):
