@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,17 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
-from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
+from sslx.data.text import Layout
 from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.models.gpt import GptConfig
 from sslx.models.layers import padded_vocabulary, tied_logits
 from sslx.models.losses import tied_cross_entropy
-from sslx.models.text import build_text_model, pooled
-from sslx.objective import Batch, Mean, Objective, Out, Term, Variables, row_keys
+from sslx.models.text import pooled
+from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
+from sslx.pretext.text import TextPretext
 
 # Logits of a row that exist at once, where the config does not say: 16 MiB.
 LOGITS_AT_ONCE = 1 << 22
@@ -60,42 +57,23 @@ class CausalLanguageModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLanguageModel(Objective):
+class CausalLanguageModel(TextPretext):
     """The objective of ``config.pretext.name = "clm"``."""
+
+    pretext_config = CausalLanguageModelConfig
+    models = ("gpt",)
 
     pretext: CausalLanguageModelConfig
     model: GptConfig
-    vocabulary: Vocabulary
-    tokenizer: Any  # decodes tokens in ``show``
 
     @classmethod
-    def prepare(
-        cls, config: Mapping[str, Any], tokenizer: str | None = None
-    ) -> tuple[CausalLanguageModel, PreparedText]:
-        pretext, model, data_config = cls._built(config)
-        data = prepare_text(data_config, layout="causal", tokenizer_override=tokenizer, seed=config["seed"])
-        return cls(pretext, model, data.vocabulary, data.tokenizer), data
+    def layout(cls, pretext: CausalLanguageModelConfig) -> Layout:
+        return "causal"
 
     @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> CausalLanguageModel:
-        pretext, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(pretext, model, words, tokenizer)
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[CausalLanguageModel, dict[str, jax.ShapeDtypeStruct]]:
-        pretext, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "causal")
-        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[CausalLanguageModelConfig, GptConfig, TextConfig]:
-        pretext = build(CausalLanguageModelConfig, config["pretext"], "config.pretext")
-        data_config = build(TextConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len, ("gpt",))
+    def check(cls, pretext: CausalLanguageModelConfig, model: GptConfig, config: Mapping[str, Any]) -> None:
         if config["eval"]["examples"]:
-            _check_samples(pretext, model, data_config.seq_len)
-        return pretext, model, data_config
+            _check_samples(pretext, model, config["data"]["seq_len"])
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         variables = self.model.encoder(self.vocabulary.size).init(key, batch, deterministic=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -24,19 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
-from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig, BertEncoder, DiscriminatorHead, MaskedTokenHead, embedded
 from sslx.models.layers import Dense, padded_vocabulary
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pooling import mean_pool
-from sslx.models.text import build_text_model
 from sslx.models.transformer import Transformer
-from sslx.objective import Batch, Mean, Objective, Out, Term, Variables, row_keys
+from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
 from sslx.pretext.masking import mask_tokens, masking_table, picked_count
+from sslx.pretext.text import TextPretext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,40 +154,17 @@ def binary_entropy(share: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Electra(Objective):
+class Electra(TextPretext):
     """The objective of ``config.pretext.name = "electra"``."""
+
+    pretext_config = ElectraConfig
 
     pretext: ElectraConfig
     model: BertConfig  # the discriminator's
-    vocabulary: Vocabulary
-    tokenizer: Any  # decodes tokens in ``show``
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Electra, PreparedText]:
-        """Builds objective and data from the written config; arguments and errors as for `Objective.prepare`."""
-        pretext, model, data_config = cls._built(config)
-        data = prepare_text(data_config, layout="packed", tokenizer_override=tokenizer, seed=config["seed"])
-        return cls(pretext, model, data.vocabulary, data.tokenizer), data
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[Electra, dict[str, jax.ShapeDtypeStruct]]:
-        pretext, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "packed")
-        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> Electra:
-        pretext, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(pretext, model, words, tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[ElectraConfig, BertConfig, TextConfig]:
-        pretext = build(ElectraConfig, config["pretext"], "config.pretext")
-        data_config = build(TextConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
+    def check(cls, pretext: ElectraConfig, model: BertConfig, config: Mapping[str, Any]) -> None:
         generator_of(model, pretext.generator_width)
-        return pretext, model, data_config
 
     @property
     def generator(self) -> BertConfig:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,18 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
-from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
+from sslx.data.text import Layout
 from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder, MaskedTokenHead, Pooler
 from sslx.models.layers import Dense, padded_vocabulary
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pooling import mean_pool
-from sslx.models.text import build_text_model
-from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.objective import Batch, Mean, Out, Term, Variables
 from sslx.pretext.masking import mask_tokens, masking_table, picked_count, runs
+from sslx.pretext.text import TextPretext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,51 +77,17 @@ class BertForPretraining(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLanguageModel(Objective):
+class MaskedLanguageModel(TextPretext):
     """The objective of ``config.pretext.name = "mlm"``."""
+
+    pretext_config = MaskedLanguageModelConfig
 
     pretext: MaskedLanguageModelConfig
     model: BertConfig
-    vocabulary: Vocabulary
-    tokenizer: Any  # decodes tokens in ``show``
 
     @classmethod
-    def prepare(
-        cls, config: Mapping[str, Any], tokenizer: str | None = None
-    ) -> tuple[MaskedLanguageModel, PreparedText]:
-        """Builds objective and data from the written config.
-
-        Args:
-          config: The whole config, with ``data``, ``model`` and ``pretext``.
-          tokenizer: Folder of a tokenizer to use instead of ``config.data.tokenizer``.
-
-        Raises:
-          UserError: anything in the three parts that cannot be.
-        """
-        pretext, model, data_config = cls._built(config)
-        data = prepare_text(
-            data_config, layout=pretext.sentence or "packed", tokenizer_override=tokenizer, seed=config["seed"]
-        )
-        return cls(pretext, model, data.vocabulary, data.tokenizer), data
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[MaskedLanguageModel, dict[str, jax.ShapeDtypeStruct]]:
-        pretext, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, pretext.sentence or "packed")
-        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> MaskedLanguageModel:
-        pretext, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(pretext, model, words, tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[MaskedLanguageModelConfig, BertConfig, TextConfig]:
-        pretext = build(MaskedLanguageModelConfig, config["pretext"], "config.pretext")
-        data_config = build(TextConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
-        return pretext, model, data_config
+    def layout(cls, pretext: MaskedLanguageModelConfig) -> Layout:
+        return pretext.sentence or "packed"
 
     @property
     def module(self) -> BertForPretraining:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -24,17 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
-from sslx.data.tokenizer import Vocabulary, abstract_vocabulary
 from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder
 from sslx.models.layers import Dense, gelu
 from sslx.models.pooling import mean_pool
-from sslx.models.text import build_text_model
-from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.objective import Batch, Mean, Out, Term, Variables
 from sslx.pretext.masking import mask_tokens, masking_table, picked_count
+from sslx.pretext.text import TextPretext
 
 EPS = 1e-5
 
@@ -123,44 +118,21 @@ def spread(x: Float[Array, "batch picked width"], weights: Float[Array, "batch p
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanContext(Objective):
+class SpanContext(TextPretext):
     """The objective of ``config.pretext.name = "span_context"``."""
+
+    pretext_config = SpanContextConfig
 
     pretext: SpanContextConfig
     model: BertConfig
-    vocabulary: Vocabulary
-    tokenizer: Any  # decodes tokens in ``preview``
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SpanContext, PreparedText]:
-        """Builds objective and data from the written config; arguments and errors as for `Objective.prepare`."""
-        pretext, model, data_config = cls._built(config)
-        data = prepare_text(data_config, layout="packed", tokenizer_override=tokenizer, seed=config["seed"])
-        return cls(pretext, model, data.vocabulary, data.tokenizer), data
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[SpanContext, dict[str, jax.ShapeDtypeStruct]]:
-        pretext, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "packed")
-        return cls(pretext, model, abstract_vocabulary(data_config.vocab_size), None), row
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> SpanContext:
-        pretext, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(pretext, model, words, tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[SpanContextConfig, BertConfig, TextConfig]:
-        pretext = build(SpanContextConfig, config["pretext"], "config.pretext")
-        data_config = build(TextConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
+    def check(cls, pretext: SpanContextConfig, model: BertConfig, config: Mapping[str, Any]) -> None:
         if pretext.top_layers > model.layers:
             raise UserError(
                 f"config.pretext.top_layers {pretext.top_layers} is more than config.model.layers {model.layers}; "
                 "expected at most that"
             )
-        return pretext, model, data_config
 
     @property
     def module(self) -> Student:
