@@ -1,4 +1,7 @@
-"""Shows what the model will see: ``python -m sslx.preview --config=configs/bert_mlm.py``, before any training."""
+"""Shows what the model will see: ``python -m sslx.preview --config=configs/bert_mlm.py``, before any training.
+
+The config may be one of a downstream task, with the --config.init that it will be trained from.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ import numpy as np
 from sslx import entry
 from sslx.runtime import configure
 from sslx.session import run_config
+from sslx.storage import local_copy
 from sslx.train.console import Console
-from sslx.train.initialise import objective_class
+from sslx.train.initialise import inherited, objective_class, part_of
 from sslx.train.step import train_keys
 
 ROWS = 4
@@ -24,9 +28,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     """Prints the first rows of step 0 exactly as training would see them, with masks and segments."""
     configure()
     written = config.to_dict()
-    run = run_config(written, "pretext")
-    written |= dataclasses.asdict(run)
-    objective, data = objective_class(written).prepare(written)
+    run = run_config(written, part_of(written))
+    written, tokenizer = inherited(written | dataclasses.asdict(run))
+    objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
     ids = data.train.order(run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
     batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
     step = jnp.zeros((), jnp.int32)

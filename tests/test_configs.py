@@ -59,6 +59,10 @@ def test_data2vec_of_its_published_size_builds():
     shapes("span_context.py", "base")
 
 
+def test_pairs_may_have_numbers():
+    shapes("finetune/text_pairs.py", "data=csv:pairs.csv,labels=number")
+
+
 @pytest.mark.parametrize("size", GPT_SIZES)
 def test_gpt_of_every_size_builds(size):
     shapes("gpt_clm.py", size)

@@ -47,3 +47,9 @@ def test_rows_shown_are_those_that_training_sees(tiny_config, tmp_path, monkeypa
         assert fields["tokens"] in printed
     assert "unigram_entropy" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_a_task_are_shown_too(tiny_config, tmp_path):
+    shown = preview.main(tiny_config("finetune/text_classification", {"init": "scratch"}), tmp_path)
+    assert len(shown) == preview.ROWS
+    assert all(row["text"].startswith("[CLS] ") and row["label"] for row in shown)

@@ -332,6 +332,7 @@ class _CsvFile:
             )
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not CSV ({first_line(error)})") from error
+        self._path = path
         self._fields = fields
 
     def __len__(self) -> int:
@@ -341,7 +342,12 @@ class _CsvFile:
         return list(zip(*(self._table[field].take(rows).to_pylist() for field in self._fields), strict=True))
 
     def labels(self, label_field: str) -> list[str] | None:
-        return self._table[label_field].to_pylist() if label_field in self._table.column_names else None
+        if label_field not in self._table.column_names:
+            return None
+        labels = self._table[label_field].to_pylist()
+        if "" in labels:
+            raise UserError(f"{self._path}, record {labels.index('')}: the field {label_field!r} is empty")
+        return labels
 
 
 _READERS = {".txt": _TextFile, ".jsonl": _JsonLinesFile, ".parquet": _ParquetFile, ".csv": _CsvFile}

@@ -15,6 +15,8 @@ from sslx.data.files import without_halves
 from sslx.data.text import saved_tokenizer
 from sslx.data.tokenizer import Vocabulary
 from sslx.data.tokens import encoding_backend
+from sslx.errors import UserError
+from sslx.interop.folder import is_published
 from sslx.objective import Objective
 from sslx.storage import check, is_remote, local_copy
 from sslx.train.checkpoint import chosen_step, read_variables
@@ -69,6 +71,8 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     """
     check(run)
     written = read_config(Path(run))
+    if is_published(written):
+        raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")
     step = chosen_step(Path(run), written, step)
     folder = _local(Path(run))
     objective = objective_class(written).restored(written, folder)

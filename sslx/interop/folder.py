@@ -31,6 +31,7 @@ from sslx.models import MODELS
 from sslx.models.vit import VitConfig
 from sslx.storage import local_copy
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -162,6 +163,9 @@ def _complete(folder: LocalPath, name: str) -> dict[str, Any]:
 
 def _tokens(folder: LocalPath, name: str, rows: int) -> int:
     """Tokens of the folder's tokenizer, each of which has a row in the embedding."""
+    # Without any of these, transformers makes an empty tokenizer of the model's kind and says nothing.
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"{name} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)} beside the weights")
     try:
         tokenizer = load_tokenizer(str(folder.absolute()), None, vocab_size=0, lowercase=False, cache_dir="")
     except UserError as error:

@@ -21,9 +21,17 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {name}.from_pretrained("FOLDER")
 ```""",
     "stablehlo": """```python
+import numpy as np
 from jax import export
+from transformers import AutoTokenizer
 
+tokenizer = AutoTokenizer.from_pretrained("FOLDER/tokenizer")
 features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
+given = tokenizer(["a text"], padding="max_length", truncation=True, max_length={length}, return_tensors="np")
+real = given["attention_mask"].astype(np.int32)  # 1, and 0 for padding
+rows = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": real, "positions": real * np.arange({length})}
+rows["positions"] = rows["positions"].astype(np.int32)
+features(rows)  # one dictionary, with all inputs that the table above names
 ```""",
 }
 
@@ -66,7 +74,7 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "transformers" if form == "hf" else "jax"
-    use = USES[form].replace("{name}", class_name)
+    use = USES[form].replace("{name}", class_name).replace("{length}", str(data.get("seq_len", "")))
     return f"""---
 license: # to be filled in by whoever publishes the model
 library_name: {library}

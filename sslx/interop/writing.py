@@ -126,6 +126,7 @@ def write(form: Published, folder: Path, tokenizer: Any, label_names: tuple[str,
     config.architectures, config.dtype = [form.class_name], "float32"
     config.save_pretrained(folder)
     save_file(form.tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # made for its owner's eyes alone, unlike the files beside it
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

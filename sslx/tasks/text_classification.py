@@ -97,6 +97,10 @@ class TextClassification(Objective):
                 f"config.data.source {data_config.source!r} has no labels that are classes; "
                 f"expected a column {data_config.label_field!r} (config.data.label_field)"
             )
+        if len(data.label_names) < 2:
+            raise UserError(
+                f"config.data.source {data_config.source!r} has one label, {data.label_names[0]!r}; expected at least 2"
+            )
         return cls(task, model, data.vocabulary.size, data.label_names, data.tokenizer), data
 
     @classmethod
@@ -186,6 +190,17 @@ class TextClassification(Objective):
             }
             for tokens, logits, label in zip(
                 predictions["tokens"], predictions["logits"], predictions["label"], strict=True
+            )
+        ]
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        return [
+            {
+                "text": " ".join(self.tokenizer.convert_ids_to_tokens(tokens[segments > 0])),
+                "label": self.label_names[label],
+            }
+            for tokens, segments, label in zip(
+                *(batch[name] for name in ("tokens", "segment_ids", "label")), strict=True
             )
         ]
 

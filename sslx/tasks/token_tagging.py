@@ -23,6 +23,7 @@ from sslx.config import build
 from sslx.data.records import PreparedRecords
 from sslx.data.tagged_words import NO_TAG, TaggedRows, TaggedWordsConfig, abstract_tagged_row, prepare_tagged_words
 from sslx.data.text import saved_labels, saved_tokenizer
+from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.text import TextModelConfig, build_text_model, pooled
@@ -74,6 +75,11 @@ class TokenTagging(Objective):
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[TokenTagging, PreparedRecords]:
         task, model, data_config = cls._built(config)
         data, names = prepare_tagged_words(data_config, tokenizer)
+        if "entity" in config["checkpoint"]["best_metric"] and not are_entities(names):
+            raise UserError(
+                f"the tags of config.data.source {data_config.source!r} ({', '.join(names[:5])}) begin no entities "
+                "(B-X, I-X); for other tags see configs/finetune/token_tagging.py:tags=pos"
+            )
         return cls(task, model, data.vocabulary.size, data_config.seq_len, names, data.tokenizer), data
 
     @classmethod

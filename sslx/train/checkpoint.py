@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
@@ -230,7 +231,7 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
         raise UserError(f"no checkpoint in {folder}; expected checkpoints/<step>/ of a run that has saved")
     path = folder / str(steps[-1] if step is None else step) / "state"
     try:
-        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
+        with _quietly(), _reader(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(path).item_metadata.tree
             wanted = {"params": tree["params"], "state": tree.get("state") or {}}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -238,6 +239,17 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
             return reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True))
     except Exception as error:
         raise UserError(f"checkpoint {path.parent} cannot be read: {first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Orbax's warning of a file that only its own checkpointer of whole steps would have written."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _reader(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:

@@ -117,7 +117,7 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
       too; and notes on parameters that find no use.
 
     Raises:
-      UserError: no run there, or parameters are missing or of another shape; names each.
+      UserError: no run there, or parameters are missing, of another shape or not finite; names each.
     """
     given = open_start(folder).params()
     found = traverse_util.flatten_dict(given["encoder"], sep="/")
@@ -145,6 +145,9 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
             taken[part] = jax.tree.map(lambda leaf, new: np.asarray(leaf, new.dtype), given[part], fresh)
         else:
             notes.append(f"config.init {folder}: {part} is of another shape there and starts anew")
+    named = traverse_util.flatten_dict(taken, sep="/")
+    if broken := sorted(name for name, array in named.items() if not np.isfinite(array).all()):
+        raise UserError(f"config.init {str(folder)!r} holds values that are not finite: {', '.join(broken)}")
     return taken, notes
 
 

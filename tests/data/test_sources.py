@@ -204,6 +204,12 @@ def test_documents_without_text_are_empty_among_others(read, tmp_path):
     assert [row["text"] for row in source.__getitems__([5, 2, 0])] == ["four", "two", ""]
 
 
+def test_an_empty_label_is_no_class(read, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,\n")
+    with pytest.raises(UserError, match=r"a.csv, record 1: the field 'label' is empty"):
+        read("csv:{}/a.csv")
+
+
 def test_labels_are_not_asked_of_a_file_without_records(read, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     write_jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "no"}, {"text": None, "label": "yes"}])

@@ -55,6 +55,22 @@ def test_a_tokenizer_that_is_larger_than_the_embedding(published):
     assert said.endswith("without a row: w120, w121, w122")
 
 
+def test_a_folder_without_a_tokenizer(published):
+    folder = published("bert")
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (folder / file).unlink(missing_ok=True)
+    assert "has no tokenizer; expected one of tokenizer.json, vocab.txt" in refused(folder)
+
+
+def test_values_that_are_not_finite_are_named(golden, published):
+    weights = golden("bert").weights
+    weights["bert.embeddings.LayerNorm.bias"][3] = np.nan
+    folder = Path(published("bert", weights=weights))
+    encoder = PublishedFolder(folder).params()["encoder"]
+    with pytest.raises(UserError, match=r"values that are not finite: encoder/embeddings/norm/bias$"):
+        load_encoder({"encoder": encoder}, folder)
+
+
 def test_what_sslx_does_not_compute(published):
     assert "unknown model_type in " in (said := refused(published("bert", model_type="bart")))
     assert "'bart'; did you mean 'bert'? (valid: bert, electra, gpt2, roberta, vit)" in said
@@ -73,7 +89,7 @@ def test_files_that_are_not_there(published):
     assert said.endswith("there is pytorch_model.bin")
     (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     assert "model.safetensors cannot be read" in refused(folder)
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text("{")
     assert "needs the files of its tokenizer" in refused(folder)
 
 

@@ -93,6 +93,14 @@ def classification(tiny_config, run, **changes):
     return tiny_config("finetune/text_classification", settings)
 
 
+def test_a_single_label_is_refused(tiny_config, tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n" + "some words to read,thing\n" * 60)
+    config = tiny_config("finetune/text_classification", {"data.source": f"csv:{file}"})
+    with pytest.raises(UserError, match="has one label, 'thing'; expected at least 2"):
+        TextClassification.prepare(config.to_dict())
+
+
 def test_fine_tuning_starts_from_the_encoder_of_the_run(pretrained, tiny_config):
     written = json.loads(classification(tiny_config, pretrained).to_json())
     written["model"] = json.loads((pretrained / "config.json").read_text())["model"]

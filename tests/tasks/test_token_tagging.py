@@ -211,6 +211,13 @@ def test_fingerprint_follows_the_fields_and_which_file_is_which_split(conll_fold
     assert len(set(found)) == len(found)
 
 
+def test_tags_that_mark_no_entities_are_told_before_their_metric_is_missed(tmp_path, tiny_config):
+    (tmp_path / "a.txt").write_text("".join(f"word{i} NOUN\ngoes VERB\n\n" for i in range(60)))
+    config = tiny_config("finetune/token_tagging", {"data.source": f"conll:{tmp_path}/a.txt"}).to_dict()
+    with pytest.raises(UserError, match=r"begin no entities \(B-X, I-X\); for other tags see .*tags=pos"):
+        TokenTagging.prepare(config)
+
+
 def test_bad_files_are_told_by_line(tmp_path):
     def refused(name, content, source, match, **settings):
         (tmp_path / name).write_text(content)
