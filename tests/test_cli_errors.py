@@ -211,7 +211,7 @@ def test_meshes_and_batches_that_do_not_fit_eight_devices(refused):
 
 def test_the_wrong_config_or_start_for_an_entry(refused):
     assert "is it one for python -m sslx.finetune?" in refused("main", "--config=classify.py")
-    assert "is it one for python -m sslx.finetune?" in refused("preview", "--config=classify.py")
+    assert "no run in 'no_run'" in refused("preview", "--config=classify.py", "--config.init=no_run")
     assert "empty.txt is an empty file" in refused(
         "preview", "--config=pretrain.py", "--config.data.source=text:empty.txt"
     )
