@@ -3,7 +3,8 @@
 Command:   python -m sslx.main --config=configs/gpt_clm.py
 Argument:  [SIZE][,data=SOURCE], for example configs/gpt_clm.py:small,data=text:corpus/*.jsonl
 Default:   a small real job on python_docs: 4 layers x 128 of the modern kind (RoPE, RMSNorm, SwiGLU, query-key norm, no
-           biases), byte-level BPE of 2,048 tokens, rows of 128.
+           biases), byte-level BPE of 2,048 tokens, rows of 128. 1,500 steps of 2,048 tokens: held-out loss 3.34 nats,
+           3.03 below the unigram entropy of 6.37 (seed 0; some ten minutes on two CPU cores busy with other work).
 Sizes:     small medium large xl are GPT-2's (learned positions, tanh GELU, dropout 0.1), rows of 1,024 tokens, 512 rows
            a step, AdamW at 6e-4 with betas 0.9 and 0.95, weight decay 0.1, 2,000 steps of warm-up, cosine decay to a
            tenth: the settings of nanoGPT's reproduction (val loss 2.85 of small on OpenWebText after 600,000 steps of

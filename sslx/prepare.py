@@ -27,11 +27,12 @@ from absl import flags
 from sslx import entry
 from sslx.config import build
 from sslx.data.cache import cache_folder
-from sslx.data.stored_rows import write_rows
+from sslx.data.stored_rows import check_room, write_rows
 from sslx.data.text import ROWS, TextConfig, open_text
 from sslx.data.token_shards import Workers, encode_in_shards
 from sslx.data.tokens import tokenize_corpus
 from sslx.errors import UserError
+from sslx.runtime import display
 from sslx.session import run_config
 from sslx.storage import local_copy
 from sslx.train.initialise import inherited, objective_class, part_of
@@ -62,6 +63,8 @@ def prepare(written: dict[str, Any], out: str = "", *, workers: Workers, rows: s
         raise UserError(
             f"config.data.source is {config.source!r}, rows that have been prepared; give what they are from"
         )
+    if rows:
+        check_room(rows)
     _, sources, loaded = open_text(config, tokenizer)
     encoder = functools.partial(encode_in_shards, config=config, workers=workers)
     for source in sources.values():
@@ -87,8 +90,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             print(f"{role:<6} {documents:,} documents{empty}, {tokens:,} tokens, {rows:,} rows")
     if given.out:
         print(f"train on it with --config.data.cache_dir={given.out}")
+    elif not given.rows:
+        print(f"the cache that training looks in has it: {display(cache_folder(config.data.cache_dir))}")
     if given.rows:
-        print(f"or, from far away, with --config.data.source=rows:{given.rows}")
+        print(f"train on it from anywhere with --config.data.source=rows:{given.rows}")
 
 
 if __name__ == "__main__":

@@ -236,6 +236,22 @@ def write_rows(
         raise UserError(f"cannot write prepared rows to {folder}: {reason}") from error
 
 
+def check_room(folder: str | os.PathLike[str]) -> None:
+    """Refuses, ahead of all work, what `write_rows` would.
+
+    Raises:
+      UserError: the folder already holds prepared rows or anything else, or its storage cannot be reached.
+    """
+    folder = _written(folder)
+    try:
+        files, root = storage(folder)
+        _names_in(files, root, folder)
+    except UserError:
+        raise
+    except Exception as error:  # each storage has its own kinds
+        raise UserError(f"cannot write prepared rows to {folder}: {first_line(error)}") from error
+
+
 def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
     """Reads what a folder holds.
 
@@ -339,7 +355,8 @@ def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Me
     )
 
 
-def _make_room(files: Any, root: str, folder: str) -> None:
+def _names_in(files: Any, root: str, folder: str) -> list[str]:
+    """What an interrupted call has left in a folder, which holds nothing else."""
     names = []
     with contextlib.suppress(FileNotFoundError):
         files.invalidate_cache()
@@ -349,7 +366,11 @@ def _make_room(files: Any, root: str, folder: str) -> None:
     others = sorted(name for name in names if name and name != "tokenizer" and not name.endswith(".rows"))
     if others:
         raise UserError(f"{folder} already holds {others[0]!r}, which is not of prepared rows; give another folder")
-    for name in names:
+    return names
+
+
+def _make_room(files: Any, root: str, folder: str) -> None:
+    for name in _names_in(files, root, folder):
         if name.endswith(".rows"):
             files.rm_file(f"{root}/{name}")
     files.makedirs(root, exist_ok=True)

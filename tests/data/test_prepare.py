@@ -168,3 +168,12 @@ def test_beam_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"--beam needs Apache Beam .*pip install 'sslx\[beam\]'"):
         Workers(runner="DirectRunner")
+
+
+def test_a_folder_for_rows_that_holds_something_is_refused_before_any_work(tiny_config, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "thesis.tex").touch()
+    written = tiny_config("bert_mlm", {"data.cache_dir": str(tmp_path / "cache")}).to_dict()
+    with pytest.raises(UserError, match=r"already holds 'thesis.tex'"):
+        entry.prepare(written, workers=Workers(), rows=str(tmp_path / "rows"))
+    assert not (tmp_path / "cache").exists()
