@@ -2,8 +2,9 @@
 
 Both pretrain the encoder of ``configs/bert_mlm.py``'s default. MLM takes its steps; ELECTRA as many as cost the same
 model FLOPs (`Objective.flops`: forward and backward of all players, the masked-token heads on picked positions), with
-the same rows a step, learning rate and schedule. ``configs/finetune/text_classification.py`` then fine-tunes each. A
-row of the table is one seed of one method; a seed sets the pretraining, the order of its data and the fine-tuning.
+the same rows a step and kind of schedule, each at the learning rate of its own config.
+``configs/finetune/text_classification.py`` then fine-tunes each. A row of the table is one seed of one method; a seed
+sets the pretraining, the order of its data and the fine-tuning.
 
     python tests/benchmarks/electra_vs_mlm.py --workdir=runs/electra_vs_mlm
     python tests/benchmarks/electra_vs_mlm.py --workdir=/tmp/smoke --steps=20    # to see that it runs
@@ -38,11 +39,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def config_of(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
-    """The pretraining config of a method: MLM's default with another pretext task."""
+    """The pretraining config of a method: MLM's default with another pretext task and the rate tuned for that."""
     name, changes = METHODS[method]
     config, other = load_config(CONFIGS / "bert_mlm.py"), load_config(CONFIGS / f"{name}.py")
     with config.unlocked():
         config.pretext = other.pretext
+        config.optimizer.learning_rate = other.optimizer.learning_rate
         config.update_from_flattened_dict(changes | {"seed": seed, "steps": steps, "eval.examples": 0})
         _shorten(config, steps)
     return config
