@@ -149,6 +149,8 @@ def test_four_hosts_train_as_one_process_and_one_or_two_go_on_with_another_mesh(
     assert sorted(losses(run)) == [1, 2, 3, 4]
     assert saved_steps(run / "checkpoints") == [4]
     assert "on 4 hosts" in hosts[0].stdout
+    assert "done: held-out loss" in hosts[0].stdout
+    assert "[Gloo]" not in hosts[0].stdout + hosts[0].stderr
     for host in hosts[1:]:
         assert host.stdout == ""
     one = tmp_path / "one"
