@@ -40,9 +40,13 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
         raise UserError(f"--devices is {given.devices}; expected at least 1")
     if given.devices and given.slices != 1:
         raise UserError("--slices is for a --topology; simulated CPU devices are one slice")
+    if flags.FLAGS["compile_at_most"].present and not given.search:
+        raise UserError("--compile_at_most is for --search, which is not given")
     target = Path(given.json) if given.json else None
     if target and not target.parent.is_dir():
         raise UserError(f"cannot write {target}: no folder {target.parent}")
+    if target and target.is_dir():
+        raise UserError(f"cannot write {target}: it is a folder; expected a file, such as {target / 'plan.json'}")
     where = topology.tpu(given.topology, given.slices) if given.topology else _simulated(given.devices)
     written, _ = inherited(config.to_dict())
     console = plain(highlight=False)

@@ -64,6 +64,8 @@ def test_what_cannot_be_planned_is_said_in_one_line(run, folder):
         "--devices=8 --config.batch_size=12": "12 does not divide over 8 devices",
         "--devices=8 --config.data.seq_len=64": "seq_len 64 is longer than config.model.max_length 32",
         "--devices=8 --search": "expected a --topology",
+        "--devices=8 --compile_at_most=2": "--compile_at_most is for --search",
+        "--devices=8 --json=.": "cannot write .: it is a folder; expected a file, such as plan.json",
         "--devices=8 --json=nowhere/plan.json": "cannot write nowhere/plan.json: no folder nowhere",
         "--devices=8 --config.pretext.name=outside:Unplanned": "Unplanned cannot be planned",
         "--devices=8 --config.pretext.name=mlmm": "did you mean 'mlm'?",
