@@ -43,7 +43,7 @@ from sslx.entry import load_config
 from sslx.errors import UserError, choose
 from sslx.runtime import display
 from sslx.storage import is_remote, write_text
-from sslx.sweep import Job, become, own_flags_cut, row_index, run_jobs
+from sslx.sweep import Job, become, check_switches, own_flags_cut, row_index, run_jobs
 from sslx.tasks.glue import GLUE, GlueTask, average
 from sslx.train.console import Console
 from sslx.train.initialise import inherited
@@ -78,6 +78,7 @@ class Row:
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Lists, runs or reports GLUE in ``workdir``."""
+    check_switches()
     # This process only starts others and adds up: an accelerator is for the rows.
     jax.config.update("jax_platforms", "cpu")
     if is_remote(workdir):

@@ -22,28 +22,34 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags
-from rich.console import Console
 
 from sslx import entry
 from sslx.errors import UserError
 from sslx.planning import report, search, topology
 from sslx.planning.compilation import Plan, plan
+from sslx.train.console import plain
 from sslx.train.initialise import inherited
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
     """Plans as the flags say, prints, and returns the plans, best first."""
     given = flags.FLAGS
-    if bool(given.topology) == bool(given.devices):
+    if bool(given.topology) == (given.devices is not None):
         raise UserError("give one of --topology=v5e-256 and --devices=8")
+    if given.devices is not None and given.devices < 1:
+        raise UserError(f"--devices is {given.devices}; expected at least 1")
     if given.devices and given.slices != 1:
         raise UserError("--slices is for a --topology; simulated CPU devices are one slice")
+    if flags.FLAGS["compile_at_most"].present and not given.search:
+        raise UserError("--compile_at_most is for --search, which is not given")
     target = Path(given.json) if given.json else None
     if target and not target.parent.is_dir():
         raise UserError(f"cannot write {target}: no folder {target.parent}")
+    if target and target.is_dir():
+        raise UserError(f"cannot write {target}: it is a folder; expected a file, such as {target / 'plan.json'}")
     where = topology.tpu(given.topology, given.slices) if given.topology else _simulated(given.devices)
     written, _ = inherited(config.to_dict())
-    console = Console(highlight=False)
+    console = plain(highlight=False)
     if given.search:
         plans = search.search(
             written,
@@ -76,7 +82,7 @@ def _simulated(count: int) -> topology.Topology:
 def _define_flags() -> None:
     flags.DEFINE_string("topology", "", "TPU slice to plan for")
     flags.DEFINE_integer("slices", 1, "Slices, connected by the data-centre network", lower_bound=1)
-    flags.DEFINE_integer("devices", 0, "Simulated CPU devices", lower_bound=0)
+    flags.DEFINE_integer("devices", None, "Simulated CPU devices")
     flags.DEFINE_boolean("search", False, "Try meshes, micro-batches and rematerialisation")
     flags.DEFINE_integer("compile_at_most", 4, "Meshes that --search compiles", lower_bound=1)
     flags.DEFINE_string("json", "", "File to write the numbers to")

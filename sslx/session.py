@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from etils.epath import Path
 
-from sslx.config import HostsConfig, RunConfig, build, differences
+from sslx.config import HostsConfig, MeshConfig, RunConfig, build, differences
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
@@ -28,7 +28,7 @@ from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config
-from sslx.train.sharding import on_mesh
+from sslx.train.sharding import make_mesh, on_mesh
 
 
 @dataclasses.dataclass
@@ -118,6 +118,18 @@ def run_config(written: Mapping[str, Any], part: str) -> RunConfig:
         if name not in fields and name not in parts:
             raise UserError(f"unknown key config.{name}; {nearest(name, [*fields, *parts])}")
     return build(RunConfig, {name: value for name, value in written.items() if name in fields})
+
+
+def check_run(written: Mapping[str, Any], part: str) -> None:
+    """Checks what training checks before it begins, as far as that needs neither its devices nor its folder.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    config = run_config(written, part)
+    require_wandb(config.log.wandb)
+    objective, data = objective_class(written).prepare({**written, **dataclasses.asdict(config)})
+    _check_best_metric(Trainer(config, objective, data, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
 
 
 def hosts_config(written: Mapping[str, Any]) -> HostsConfig:

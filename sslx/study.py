@@ -3,7 +3,8 @@
   python -m sslx.study --config=configs/bert_mlm.py --sizes=64,96,128,192 --budgets=500k,1M,2M,4M --workdir=runs/study
 
 Every row of the grid is an ordinary run of sslx.main in a folder of the study's. The same command goes on where it was
-interrupted, and runs again what failed; what is finished is not run again.
+interrupted, and runs again what failed; what is finished is not run again. Values of the experiment change as usual,
+but for those that every row sets: steps, schedule, warm-up, layers, heads and evaluation.
 
   --sizes=64,96,128       widths; depth is width / aspect, heads are width / head_width, the MLP keeps its multiple
   --budgets=500k,1M,2M    tokens a row; or FLOPs, such as 1e13flops,3e13flops
@@ -34,6 +35,7 @@ import jax
 import ml_collections
 from absl import flags
 from etils.epath import Path
+from ml_collections import config_flags
 
 from sslx import entry
 from sslx.errors import UserError, choose
@@ -43,9 +45,9 @@ from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import job
-from sslx.session import run_config
+from sslx.session import check_run, run_config
 from sslx.storage import check, is_remote
-from sslx.sweep import become, own_flags_cut, row_index, run_jobs
+from sslx.sweep import become, check_switches, own_flags_cut, row_index, run_jobs
 from sslx.train.console import Console
 
 FLAGS = flags.FLAGS
@@ -56,10 +58,25 @@ flags.DEFINE_float("aspect", Family.aspect, "")
 flags.DEFINE_integer("head_width", Family.head_width, "")
 flags.DEFINE_float("warmup_share", 0.1, "")
 VALUED = (*TEXTS, "aspect", "head_width", "warmup_share")
+# Values of the config that every row sets, and what they follow from.
+DECIDED = {
+    "steps": "--budgets decide it",
+    "optimizer.schedule_steps": "--budgets decide it",
+    "optimizer.warmup_steps": "--warmup_share decides it",
+    "model.layers": "--sizes and --aspect decide it",
+    "model.heads": "--sizes and --head_width decide it",
+    "eval.every_steps": "the last step is evaluated, on all held-out rows",
+    "eval.batches": "the last step is evaluated, on all held-out rows",
+    "eval.patience": "each trains for its whole budget",
+}
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     """Lists, runs or reports a study in ``workdir``."""
+    check_switches()
+    for key in config_flags.get_override_values(FLAGS["config"]):
+        if key in DECIDED:
+            raise UserError(f"--config.{key} is not to be given, since every row of a study sets it: {DECIDED[key]}")
     # This process only counts, starts others and fits: an accelerator is for the rows.
     jax.config.update("jax_platforms", "cpu")
     if not FLAGS.workdir:
@@ -71,6 +88,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     written = config.to_dict()
     written |= dataclasses.asdict(run_config(written, "pretext"))
     check_base(written["model"])
+    if written["init"] not in ("", "scratch"):
+        raise UserError(f"config.init is {written['init']!r}; the rows of a study start from random parameters")
     for width, _ in points:
         family.model(width, written["model"])  # what cannot be predicted is told before anything runs
     index = None if FLAGS.list or FLAGS.report else row_index(FLAGS.row)
@@ -80,6 +99,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
             "--report, or a folder on a disk"
         )
     check(workdir)
+    if FLAGS.report and not (workdir / "study.json").exists():
+        raise UserError(f"no study in {workdir}, so there is nothing to report; expected the --workdir of one")
+    if index is None and not FLAGS.report:  # a mistake that every row would make is told once
+        model = written["model"] | family.model(asked.sizes[0], written["model"])
+        check_run(written | {"model": model}, "pretext")
     study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
     shared = shared_arguments(sys.argv[1:])
     jobs = [job(row, workdir, shared) for row in study.rows]

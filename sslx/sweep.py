@@ -28,6 +28,7 @@ flags.DEFINE_bool("list", False, "")
 flags.DEFINE_bool("report", False, "")
 
 LOGS = "logs"  # what each job printed
+MISTAKE = 2  # the exit code for what the user can mend
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 
 
@@ -46,7 +47,7 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], workdir: Path, console: Console) -> tuple[dict[str, str], str]:
-    """Runs the jobs that are not finished; one that fails does not stop the others.
+    """Runs the jobs that are not finished; one that fails does not stop the others, two with one mistake do.
 
     SIGTERM and Ctrl-C are handed to the job that is running, which saves.
 
@@ -64,11 +65,27 @@ def run_jobs(jobs: Sequence[Job], workdir: Path, console: Console) -> tuple[dict
             code = _run(job.command(workdir), log, request)
             result = job.result()
             if not result and not request.number:
-                failures[job.name] = _reason(code, log)
-                console.say(f"row {index} {job.name}: failed: {failures[job.name]} (all of it: {log})")
+                reason = _reason(code, log)
+                console.say(f"row {index} {job.name}: failed: {reason} (all of it: {log})")
+                again, failures[job.name] = reason in failures.values(), reason
+                if again and code == MISTAKE:
+                    console.say("two rows end with the same mistake, so the others are not tried")
+                    break
             elif result:
                 console.say(f"row {index} {job.name}: {result}, {time.monotonic() - begin:.0f} s")
     return failures, signal.Signals(request.number).name if request.number else ""
+
+
+def check_switches() -> None:
+    """Refuses two of --list, --report and --row, each of which is to do something else.
+
+    Raises:
+      UserError: two are given.
+    """
+    given = [f"--{name}" for name in ("list", "report") if flags.FLAGS[name].value]
+    given += ["--row"] if flags.FLAGS.row is not None else []
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given; expected one of --list, --report and --row")
 
 
 def row_index(given: int | None) -> int | None:

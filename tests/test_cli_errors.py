@@ -161,7 +161,7 @@ def test_keys_and_values_that_cannot_be(refused):
         "--config.pretext.mask_ratio=1.5": "mask_ratio is 1.5",
         "--config.model.name=brt": "unknown config.model.name 'brt'; did you mean 'bert'?",
         "--config.model.norm=layer": "unknown config.model.norm 'layer'",
-        "--config.model.heads=3": "width 16 does not divide into config.model.heads 3",
+        "--config.model.heads=3": "width 16 is not divisible by config.model.heads 3; nearest that divide it: 2, 4",
         "--config.model.heads=0": "config.model.heads is 0; expected at least 1",
         "--config.model.dropout=2": "config.model.dropout is 2.0",
         "--config.data.seq_len=64": "seq_len 64 is longer than config.model.max_length 32",

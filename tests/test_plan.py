@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(entries, folder):
     """Runs ``python -m sslx.plan`` with these arguments."""
-    return functools.partial(entries.run, "plan", folder=folder, environment={"COLUMNS": "160"})
+    return functools.partial(entries.run, "plan", folder=folder)
 
 
 def test_what_cannot_be_planned_is_said_in_one_line(run, folder):
@@ -57,11 +57,15 @@ def test_what_cannot_be_planned_is_said_in_one_line(run, folder):
         "--topology=v5e-4 --devices=8": "give one of --topology=v5e-256 and --devices=8",
         "--topology=v5e:16x15": "unknown topology 'v5e:16x15'; did you mean 'v5e:16x16'?",
         "--devices=4 --slices=2": "--slices is for a --topology",
-        "--devices=-1": "flag --devices=-1",
+        "--devices=-1": "--devices is -1; expected at least 1",
+        "--devices=0": "--devices is 0; expected at least 1",
+        "--topology=v5e-5": "unknown topology 'v5e-5'; did you mean 'v5e-4'?",
         "--devices=8 --config.mesh.data=3": "config.mesh is data=3",
         "--devices=8 --config.batch_size=12": "12 does not divide over 8 devices",
         "--devices=8 --config.data.seq_len=64": "seq_len 64 is longer than config.model.max_length 32",
         "--devices=8 --search": "expected a --topology",
+        "--devices=8 --compile_at_most=2": "--compile_at_most is for --search",
+        "--devices=8 --json=.": "cannot write .: it is a folder; expected a file, such as plan.json",
         "--devices=8 --json=nowhere/plan.json": "cannot write nowhere/plan.json: no folder nowhere",
         "--devices=8 --config.pretext.name=outside:Unplanned": "Unplanned cannot be planned",
         "--devices=8 --config.pretext.name=mlmm": "did you mean 'mlm'?",
@@ -85,7 +89,7 @@ def test_a_plan_for_simulated_devices_is_printed_and_written(run, folder):
     code, said, errors = run("--config=pretrain.py", "--devices=4", "--config.mesh.fsdp=2", "--json=plan.json")
     assert code == 0, errors
     assert "4 simulated CPU devices" in said
-    assert "mesh data=2 x fsdp=2" in said
+    assert "mesh data=2 x fsdp=2 x sequence=1 x tensor=1; batch_size=8, micro_batches=1, remat=none" in said  # one line
     assert "collectives of one training step" in said
     values = json.loads((folder / "plan.json").read_text())
     assert values["chips"] == 4

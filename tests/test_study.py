@@ -133,7 +133,19 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--rate_rule=sqr",), "unknown --rate_rule 'sqr'; did you mean 'sqrt'?"),
         (("--parameters=all",), "unknown --parameters 'all'"),
         (("--report", "--predict=1e12flops"), "nothing can be predicted: too few finished rows to fit"),
+        (("--report", "--workdir=new"), "no study in new, so there is nothing to report"),
         (("--sises=8",), "sises"),
+        (
+            ("--config.steps=50",),
+            "--config.steps is not to be given, since every row of a study sets it: --budgets",
+        ),
+        (("--config.model.heads", "4", "--list"), "--config.model.heads is not to be given"),
+        (("--config.init=runs/x",), "config.init is 'runs/x'; the rows of a study start from random parameters"),
+        (("--list", "--report"), "--list and --report are given; expected one of --list, --report and --row"),
+        (("--list", "--row=0"), "--list and --row are given"),
+        # What only training looks at is told before its first row.
+        (("--config.optimizer.name=adamm", "--workdir=new"), "did you mean 'adamw'?"),
+        (("--config.checkpoint.best_metric=eval/los", "--workdir=new"), "did you mean 'eval/loss'?"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, arguments, message):
@@ -145,6 +157,15 @@ def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, argum
     assert message in error
     assert (folder / "study" / "study.json").read_bytes() == before
     assert not (folder / "new").exists()
+
+
+def test_two_rows_with_the_same_mistake_are_enough(study, folder):
+    changes = ("--config.mesh.data=3", "--config.mesh.fsdp=1", "--workdir=mistaken")  # for other devices than these
+    code, said, error = study(*GRID, *changes)
+    assert code == 2
+    assert said.count(": failed: config.mesh is data=3 x") == 2
+    assert "two rows end with the same mistake, so the others are not tried" in said
+    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; ")
 
 
 def test_list_prints_the_grid_and_writes_nothing(study, folder):

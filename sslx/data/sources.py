@@ -11,6 +11,7 @@ keeps reading sequential. TFDS slices are TFDS's own.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -241,8 +242,9 @@ def open_collection(
     if scheme == "rows" and rest:
         raise UserError(f"{spec} holds prepared rows and no documents; they are read as they are, by training alone")
     if scheme not in SUFFIXES or not rest:
-        form = f"{scheme}:GLOB" if rest else spec
-        raise UserError(f"unknown data source {spec!r}; {nearest(form, SPEC_FORMS)}")
+        forms = {form.partition(":")[0]: form for form in SPEC_FORMS}
+        close = difflib.get_close_matches(scheme, forms, n=1, cutoff=0.5)  # what follows says nothing of what was meant
+        raise UserError(f"unknown data source {spec!r}; {nearest(forms[close[0]] if close else '', SPEC_FORMS)}")
     paths = matching_files(spec, rest, SUFFIXES[scheme])
     if scheme == "text" and pair_field:
         labelled = ", ".join(form for form in SPEC_FORMS if not form.startswith(("python_docs", "text", "rows")))

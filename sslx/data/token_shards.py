@@ -48,6 +48,13 @@ SPLIT = "documents"
 RUNNERS = {"DirectRunner": "FnApiRunner"} | {
     name: name for name in ("DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
 }
+# What tells a runner where its cluster is; without it some try to start one here.
+WHERE = {
+    "FlinkRunner": "flink_master=HOST:PORT",
+    "SparkRunner": "spark_master_url=spark://HOST:PORT",
+    "PortableRunner": "job_endpoint=HOST:PORT",
+    "DataflowRunner": "project, region and temp_location",
+}
 
 Example = tuple[int, dict[str, np.ndarray]]
 
@@ -119,6 +126,8 @@ def write_shards(
         except Exception as error:
             if mistake := _mistake(error):
                 raise UserError(mistake) from error
+            if workers.runner in WHERE:
+                raise UserError(_failed(workers, error)) from error
             raise
     return builder
 
@@ -259,6 +268,17 @@ def _beam_options(runner: str, given: Sequence[str]) -> PipelineOptions:
     except (ImportError, ValueError) as error:
         raise UserError(f"Beam's {runner}: {error}") from error
     return options
+
+
+def _failed(workers: Workers, error: BaseException) -> str:
+    """Why a runner did not run, as one line: it is mostly that its cluster is not where it looks for it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[-1] if any(line.startswith("Traceback ") for line in lines) else lines[0]
+    given = ", ".join(workers.options) or "none"
+    return (
+        f"Beam's {workers.runner} failed (--beam_option: {given}; its cluster is given by {WHERE[workers.runner]}): "
+        f"{reason[:500]}"
+    )
 
 
 def _mistake(error: BaseException) -> str:

@@ -15,7 +15,6 @@ breaks ties between merges by those numbers, so the characters are counted and n
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import os
 from collections import Counter
@@ -73,7 +72,7 @@ def load_tokenizer(
     """Trains (once; cached by the source's content) or loads a tokenizer.
 
     ``source`` matters to the kinds that are trained, ``vocab_size`` to ``wordpiece`` and ``bpe``, ``lowercase`` to
-    ``wordpiece`` alone. A small corpus may give fewer tokens.
+    ``wordpiece`` alone. A small corpus may give fewer tokens, which is said when it is trained.
 
     Raises:
       UserError: not found, no fast tokenizer, a missing start or end token, or a cache that cannot be written.
@@ -88,8 +87,18 @@ def load_tokenizer(
             raise UserError(f"vocab_size={vocab_size} is too small for a {spec} tokenizer; at least {least}")
         settings = {"wordpiece": (vocab_size, lowercase), "bpe": (vocab_size,)}.get(spec, ())
         key = hash_of(spec, FORMAT, source.fingerprint, *settings)
-        train = functools.partial(TRAINED[spec], source, vocab_size=vocab_size, lowercase=lowercase)
-        folder = prepare_once(cache_dir, f"{spec}-{key}", lambda to: train().save_pretrained(str(to)))
+
+        def train(folder: os.PathLike[str]) -> None:
+            trained = TRAINED[spec](source, vocab_size=vocab_size, lowercase=lowercase)
+            if spec in MIN_VOCAB_SIZE and len(trained) < vocab_size:
+                print(
+                    f"note: the {spec} tokenizer has {len(trained)} entries, not config.data.vocab_size={vocab_size}; "
+                    f"{source.spec} gives no more",
+                    flush=True,
+                )
+            trained.save_pretrained(str(folder))
+
+        folder = prepare_once(cache_dir, f"{spec}-{key}", train)
         return AutoTokenizer.from_pretrained(str(folder))
 
     name = os.path.expanduser(spec)

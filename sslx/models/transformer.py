@@ -63,7 +63,12 @@ class TransformerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"config.model.{name} is {getattr(self, name)}; expected 0 or a share below 1")
         if self.width % self.heads:
-            raise UserError(f"config.model.width {self.width} does not divide into config.model.heads {self.heads}")
+            even = [heads for heads in range(1, self.width + 1) if self.width % heads == 0]
+            near = sorted(sorted(even, key=lambda heads: abs(heads - self.heads))[:2])
+            raise UserError(
+                f"config.model.width {self.width} is not divisible by config.model.heads {self.heads}; "
+                f"nearest that divide it: {', '.join(map(str, near))}"
+            )
         if self.positions == "rope" and (self.width // self.heads) % 2:
             raise UserError(f"config.model.positions=rope needs an even head width; got {self.width // self.heads}")
         choose(self.norm_position, ("post", "pre"), "config.model.norm_position")

@@ -85,13 +85,24 @@ def read_name(name: str) -> tuple[str, str]:
     whole_cubes = re.fullmatch(r"\d+x\d+x\d+", shape) and all(int(n) and int(n) % 4 == 0 for n in shape.split("x"))
     if generation == "v5p" and whole_cubes and chips(shape) <= chips("16x16x24"):
         return generation, shape
-    if generation in SHAPES:
-        valid = [f"{generation}:{known}" for known in SHAPES[generation]]
-    elif given.split("-")[0] in SHAPES:
-        valid = [known for known in short if known.startswith(given.split("-")[0])]
+    raise UserError(f"unknown topology {name!r}; {_nearest(given)}")
+
+
+def _nearest(given: str) -> str:
+    """Ends the error line: of a known generation the slice with the nearest number of chips, else the likest name."""
+    generation, separator, size = re.fullmatch(r"([^:-]*)([:-]?)(.*)", given, re.DOTALL).groups()
+    if generation not in SHAPES:
+        return nearest(given, [f"{known}:{shapes[-1]}" for known, shapes in SHAPES.items()] + list(names()))
+    if separator == ":":
+        valid = {f"{generation}:{shape}": chips(shape) for shape in SHAPES[generation]}
     else:
-        valid = [f"{known}:{shapes[-1]}" for known, shapes in SHAPES.items()] + list(short)
-    raise UserError(f"unknown topology {name!r}; {nearest(given, valid)}")
+        valid = {short: int(short.partition("-")[2]) for short in names() if short.startswith(f"{generation}-")}
+    listing = f"valid: {', '.join(valid)}"
+    if re.fullmatch(r"\d+(x\d+)*", size):
+        wanted = max(chips(size), 0.5)
+        close = min(valid, key=lambda known: abs(math.log(valid[known] / wanted)))
+        return f"did you mean {close!r}? ({listing})"
+    return listing
 
 
 def tpu(name: str, slices: int = 1) -> Topology:
@@ -121,8 +132,6 @@ def simulated(count: int) -> Topology:
     Raises:
       UserError: the process was started with another number of them.
     """
-    if count < 1:
-        raise UserError(f"--devices is {count}; expected at least 1")
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(f"--devices is {count}; this process has {len(devices)} CPU devices")

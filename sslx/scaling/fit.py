@@ -130,11 +130,14 @@ def fit_law(
 
 def fit_frontier(
     flops: Float[np.ndarray, "rows"], losses: Float[np.ndarray, "rows"], *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, tuple[float, float, float]] | None:
+) -> dict[str, tuple[float, float, float]]:
     """``L = c C^-k`` on the rows that no cheaper row beats, by least squares of the logarithms.
 
     Returns:
-      ``c`` and ``k`` as (value, low, high), or None with fewer than three such rows.
+      ``c`` and ``k`` as (value, low, high).
+
+    Raises:
+      UserError: there are too few rows, or too few such rows; resampled, they would all give the same line.
     """
 
     def law(c: np.ndarray, y: np.ndarray) -> np.ndarray | None:
@@ -145,9 +148,11 @@ def fit_frontier(
         return np.array([np.exp(offset), -slope])
 
     c, y = np.asarray(flops, float), np.asarray(losses, float)
+    if len(y) < MIN_ROWS:
+        raise UserError(f"no compute frontier: too few finished rows ({len(y)}; {MIN_ROWS} needed)")
     value, rng = law(c, y), np.random.default_rng(seed)
     if value is None:
-        return None
+        raise UserError(f"no compute frontier: too few rows on it ({len(frontier(c, y))}; {MIN_LEVELS} needed)")
     resampled = (law(c[rows], y[rows]) for rows in rng.integers(0, len(y), (draws, len(y))))
     drawn = np.array([found for found in resampled if found is not None])
     return {name: (float(value[i]), *interval(drawn[:, i])) for i, name in enumerate(("c", "k"))}

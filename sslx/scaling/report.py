@@ -19,7 +19,7 @@ from etils.epath import Path
 from sslx.errors import UserError
 from sslx.runtime import display
 from sslx.scaling.family import Size
-from sslx.scaling.fit import CONFIDENCE, Fit, fit_frontier, fit_law
+from sslx.scaling.fit import CONFIDENCE, MIN_LEVELS, Fit, fit_frontier, fit_law
 from sslx.scaling.grid import Budget, Row, Study, short
 from sslx.scaling.optimum import Interval, Optimum, find_optimum, parabola_minimum
 from sslx.scaling.picture import draw_study
@@ -94,11 +94,19 @@ def find(study: Study, workdir: Path, count: str) -> Findings:
         for budget in dict.fromkeys(row.budget for row in rows):
             chosen = [row.budget == budget for row in rows]
             lowest = parabola_minimum(n[chosen], y[chosen])
-            if lowest is None:
+            if sum(chosen) < MIN_LEVELS:
+                notes.append(f"no iso-FLOP parabola of {budget}: too few rows ({sum(chosen)}; {MIN_LEVELS} needed)")
+            elif lowest is None:
                 notes.append(f"the rows of {budget} have no lowest point inside the sizes of the grid")
             else:
                 minima[budget] = lowest
-    return Findings(losses, fit, fit_frontier(c, y) if len(rows) else None, held_out, minima, notes)
+    frontier = None
+    if rows:
+        try:
+            frontier = fit_frontier(c, y)
+        except UserError as error:
+            notes.append(str(error))
+    return Findings(losses, fit, frontier, held_out, minima, notes)
 
 
 def _columns(rows: Sequence[Row], count: str) -> tuple[list[float], list[float], list[float]]:

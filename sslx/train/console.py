@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -11,12 +12,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+UNBROKEN = 100_000  # columns
+
+
+def plain(**options: Any) -> RichConsole:
+    """Rich's console on stdout as it is; into a file or a pipe, where no window has a width, it breaks no line."""
+    return RichConsole(width=None if sys.stdout.isatty() else UNBROKEN, **options)
+
 
 class Console:
     """Prints to stdout; quiet on every process but the first."""
 
     def __init__(self):
-        self._console = RichConsole(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+        self._console = plain(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: Any = None
 

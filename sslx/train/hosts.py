@@ -58,7 +58,7 @@ _joined: _Joined | None = None
 def joined(config: HostsConfig) -> Iterator[None]:
     """Joins the other processes, if there are any, for the length of the block. Nothing of jax may have run before.
 
-    Only host 0 prints: the others' standard output is closed, their errors are not.
+    Only host 0's Python prints on standard output; errors of all hosts go where they went.
 
     Raises:
       UserError: what `rendezvous.find` finds wrong.
@@ -71,9 +71,7 @@ def joined(config: HostsConfig) -> Iterator[None]:
         return
     member = rendezvous.meet(member, config.join_seconds)
     _explain_aborts(member)
-    if member.index:
-        sys.stdout.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the descriptor, since C++ libraries print too
+    _keep_stdout(member)
     # SIGTERM is ours: it becomes a vote. jax's own service would take it away.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -193,8 +191,26 @@ def _exchange(what: str, said: dict[str, Any], *, wait: bool = True) -> list[dic
     return found
 
 
+def _keep_stdout(member: Membership) -> None:
+    """Leaves standard output to host 0's Python alone: Gloo prints a line there for each group of devices it connects.
+
+    Such libraries write to the descriptor, so Python moves to a copy of it.
+    """
+    sys.stdout.flush()
+    if member.index == 0:
+        how = {"buffering": 1, "encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+        sys.stdout = open(os.dup(1), "w", **how)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2 if os.environ.get("NCCL_DEBUG") else nowhere, 1)  # who asks NCCL to talk wants to hear it
+    os.close(nowhere)
+
+
 def _explain_aborts(member: Membership) -> None:
-    """Says why jax aborts this process: it does so when host 0, which holds its coordination service, is gone."""
+    """Says why jax aborts this process: it does so when host 0, which holds its coordination service, is gone.
+
+    The check failure that jax logs before stays: a fatal log has no level, recoverability spares a run the end of other
+    hosts only, and the runtime's own callback (``missed_heartbeat_callback``) ends in ``std::bad_cast`` (jax 0.10).
+    """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(number: int) -> None:

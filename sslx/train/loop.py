@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
@@ -58,11 +59,12 @@ class Trainer:
       UserError: the mesh, the batch, the optimizer or the data do not fit together.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, data: Any):
+    def __init__(self, config: RunConfig, objective: Objective, data: Any, mesh: Mesh | None = None):
+        """``mesh`` is None for one of all devices, as the config has it."""
         self.config, self.objective, self.data = config, objective, data
         sample = data.train.fetch(np.zeros(1, np.int64))
         row = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in sample.items()}
-        self.program = Program(config, objective, row, sharding.make_mesh(config.mesh))
+        self.program = Program(config, objective, row, sharding.make_mesh(config.mesh) if mesh is None else mesh)
         order = data.train.order(config.seed)
         self.batches = TrainBatches(data.train, order, config.batch_size, self.program.batch_sharding)
         self.evaluator = Evaluator(self.program)

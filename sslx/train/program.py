@@ -90,7 +90,7 @@ class Program:
         votes = jax.ShapeDtypeStruct((self.mesh.size, 2), jnp.int32, sharding=sharding.one_per_device(self.mesh))
         with sharding.on_mesh(self.mesh):
             traced = self.train_step.trace(self.abstract, self.abstract_batch, votes)
-            self.undivided = sharding.undivided(traced.jaxpr, self.mesh)
+            self.undivided = sharding.undivided(traced.jaxpr, self.mesh, self._split_over_tensor())
             return traced.lower()
 
     def lower_eval(self) -> jax.stages.Lowered:
@@ -121,6 +121,12 @@ class Program:
         """A new state in which some subtrees of the parameters are given, as host arrays."""
         state = self.fresh()
         return state.replace(params=overlay(state.params, given))
+
+    def _split_over_tensor(self) -> dict[int, str]:
+        """The sizes that the config gives the axes that activations are split over tensor by, with their keys."""
+        model = getattr(self.objective, "model", None)
+        keys = {name: getattr(model, name, None) for name in ("heads", "mlp_width")}
+        return {size: f"config.model.{name}" for name, size in keys.items() if isinstance(size, int)}
 
     def _boxed_variables(self) -> Any:
         rows = sharding.batch_shards(self.mesh)

@@ -2,7 +2,8 @@
 
 In: `HostsConfig`. Out: a `Membership`: the coordinator's address, how many processes there are, which one this is, and
 their names. jax would abort the process when one of them never comes, without saying which; so they meet first on a
-plain socket of the coordinator's port, where host 0 knows who is missing and tells the others.
+plain socket of the coordinator's port, where host 0 knows who is missing and tells the others. Who waits says so on
+stderr, after a few seconds and then ever more rarely.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import glob
 import importlib.util
 import json
 import os
+import select
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sslx.config import HostsConfig
-from sslx.errors import Unavailable, UserError
+from sslx.errors import LISTED, Unavailable, UserError
 
 # What jax calls the same; several kinds of TPU metadata are told apart by jax itself.
 JAX_NAMES = {"slurm": "slurm", "mpi": "ompi", "tpu": None}
+
+FIRST_NOTE = 5.0  # seconds of waiting; each later note comes after twice the time
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ def meet(member: Membership, seconds: float) -> Membership:
     """
     host, port = _address(member.coordinator)
     deadline = time.monotonic() + seconds
+    patience = _Patience(seconds)
     names = (
-        _gather(member, port, deadline, seconds)
+        _gather(member, port, deadline, patience)
         if member.index == 0
-        else _report(member, host, port, deadline, seconds)
+        else _report(member, host, port, deadline, patience)
     )
     return Membership(member.coordinator, member.count, member.index, member.local_devices, tuple(names))
 
@@ -111,7 +117,32 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _gather(member: Membership, port: int, deadline: float, seconds: float) -> list[str]:
+class _Patience:
+    """Says whom this host waits for: sparsely, since a pod has hundreds of hosts and some may be long in coming."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self._begin, self._next = seconds, time.monotonic(), FIRST_NOTE
+
+    @property
+    def left(self) -> float:
+        """Seconds until there is something to say again."""
+        return max(self._begin + self._next - time.monotonic(), 0.01)
+
+    def tell(self, whom: str) -> None:
+        """Says it if it is time to."""
+        waited = time.monotonic() - self._begin
+        if waited < self._next:
+            return
+        self._next = 2 * waited
+        print(
+            f"note: waiting for {whom}, {waited:.0f} s now; the run ends after {self.seconds:g} s "
+            "(config.hosts.join_seconds)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _gather(member: Membership, port: int, deadline: float, patience: _Patience) -> list[str]:
     """Host 0: collects the names, then answers everyone at once."""
     names = {0: socket.gethostname()}
     waiting: list[socket.socket] = []
@@ -119,14 +150,14 @@ def _gather(member: Membership, port: int, deadline: float, seconds: float) -> l
         server = stack.enter_context(_listen(member, port))
         problem, mistake = "", True
         while len(names) < member.count and not problem:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            patience.tell(f"{_missing(member, names)} to join {member.coordinator}")
+            server.settimeout(max(min(deadline - time.monotonic(), patience.left), 0.01))
             try:
                 connection = stack.enter_context(server.accept()[0])
             except TimeoutError:
-                missing = [f"host {index}" for index in range(member.count) if index not in names]
-                problem = (
-                    f"{', '.join(missing)} of {member.count} did not join {member.coordinator} within {seconds:g} s"
-                )
+                if time.monotonic() < deadline:
+                    continue
+                problem = f"{_missing(member, names)} did not join {member.coordinator} within {patience.seconds:g} s"
                 mistake = False
                 break
             connection.settimeout(min(5.0, max(deadline - time.monotonic(), 0.1)))
@@ -150,18 +181,29 @@ def _gather(member: Membership, port: int, deadline: float, seconds: float) -> l
     return _names(answer)
 
 
-def _report(member: Membership, host: str, port: int, deadline: float, seconds: float) -> list[str]:
+def _missing(member: Membership, names: Mapping[int, str]) -> str:
+    """``host 1, host 3 of 4``."""
+    missing = [f"host {index}" for index in range(member.count) if index not in names]
+    more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+    return f"{', '.join(missing[:LISTED])}{more} of {member.count}"
+
+
+def _report(member: Membership, host: str, port: int, deadline: float, patience: _Patience) -> list[str]:
     """Any other host: says its name to host 0 and waits for the answer."""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Unavailable(f"host 0 could not be reached at {member.coordinator} within {seconds:g} s")
+            raise Unavailable(f"host 0 could not be reached at {member.coordinator} within {patience.seconds:g} s")
+        patience.tell(f"host 0 of {member.count} to be reached at {member.coordinator}")
         try:
             with socket.create_connection((host, port), timeout=min(left, 10)) as connection:
                 said = {"index": member.index, "count": member.count, "name": socket.gethostname()}
                 connection.sendall(json.dumps(said).encode() + b"\n")
                 # Host 0 may have begun to wait later than this one, and answers after its own deadline.
-                connection.settimeout(2 * seconds + 10)
+                last = time.monotonic() + 2 * patience.seconds + 10
+                while not select.select([connection], [], [], patience.left)[0] and time.monotonic() < last:
+                    patience.tell(f"the other hosts of {member.count}, which host 0 at {member.coordinator} collects")
+                connection.settimeout(max(last - time.monotonic(), 0.01))
                 answer = _receive(connection)
         except OSError:
             answer = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -63,7 +63,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     fixed = math.prod(size for size in sizes.values() if size != -1)
     written = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"config.mesh is {written}; expected positive sizes and at most one -1")
+        hint = ""
+        if sizes["data"] == -1 and len(free) > 1:  # nobody wrote that one
+            hint = "; config.mesh.data is -1 unless given: --config.mesh.data=1, or another size, beside the other -1"
+        raise UserError(f"config.mesh is {written}; expected positive sizes and at most one -1{hint}")
     if free:
         if len(devices) % fixed:
             raise UserError(f"config.mesh is {written}; {len(devices)} devices do not divide by {fixed}")
@@ -201,14 +204,15 @@ def parameter_shardings(boxed: Any, mesh: Mesh, tolerance: float) -> tuple[Any, 
     return shardings, notes
 
 
-def undivided(jaxpr: Any, mesh: Mesh) -> list[str]:
-    """A line for each kind of activation that its constraint does not split evenly; XLA pads it, and devices idle.
+def undivided(jaxpr: Any, mesh: Mesh, named: Mapping[int, str] | None = None) -> list[str]:
+    """A line for each size of activations that a constraint does not split evenly; XLA pads it, and devices idle.
 
     Args:
       jaxpr: A traced step, ``jax.stages.Traced.jaxpr``.
       mesh: The mesh that its constraints name.
+      named: What in the config is split over tensor, by its size: ``{12: "config.model.heads"}``.
     """
-    found: dict[str, None] = {}
+    found: dict[tuple[str, int], str] = {}
 
     def walk(jaxpr: Any) -> None:
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # closed ones hold the open one
@@ -225,13 +229,15 @@ def undivided(jaxpr: Any, mesh: Mesh) -> list[str]:
             ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
                 over = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
-                found[f"activations {shape}: {size} is not split evenly {ways} ways over {over}"] = None
+                name = (named or {}).get(size, "") if over == "tensor" else ""
+                line = f"{name}{'=' if name else ''}{size} is not split evenly {ways} ways over {over}"
+                found.setdefault((over, size), f"{line} (activations {shape})")
 
     def is_jaxpr(value: Any) -> bool:
         return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
     walk(jaxpr)
-    return list(found)
+    return list(found.values())
 
 
 def is_box(leaf: Any) -> bool:

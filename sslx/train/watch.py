@@ -201,10 +201,11 @@ class Watch:
         return [index for index in moves if moves[index] <= most] or [self._member.index]
 
     def _describe(self, indices: list[int]) -> str:
+        # Of its last heartbeat: a host that is lost may have done a few steps more than that.
         def one(index: int) -> str:
             said = self._said[index]
-            step = "" if said["step"] is None else f" step {said['step']}"
-            return f"{self._member.name(index)}, last {said['phase']}{step}"
+            at = "" if said["step"] is None else f" at step {said['step']}"
+            return f"{self._member.name(index)}, last heard{at} ({said['phase']})"
 
         return "; ".join(one(index) for index in sorted(indices))
 

@@ -164,6 +164,22 @@ def test_beam_options_that_cannot_be(options, message):
         Workers(runner="DirectRunner", options=options)
 
 
+def test_a_runner_without_its_cluster_is_one_line_with_its_options_and_beams_reason(opened, text_config, tmp_path):
+    workers = Workers(runner="PortableRunner", options=("job_name=here",), shards=2)
+    with pytest.raises(UserError) as error:
+        write_shards(*opened, np.uint16, tmp_path, config=text_config, workers=workers)
+    said = str(error.value)
+    assert said.startswith("Beam's PortableRunner failed (--beam_option: job_name=here; ")
+    assert "job_endpoint=HOST:PORT): You must specify a --job_endpoint" in said
+    assert "\n" not in said
+
+
+def test_what_beams_workers_say_last_is_the_reason():
+    told = 'Traceback (most recent call last):\n  File "x.py", line 1\nOSError: disk full [while running x]'
+    said = token_shards._failed(Workers(runner="FlinkRunner"), RuntimeError(told))
+    assert said.endswith("): OSError: disk full [while running x]")
+
+
 def test_beam_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"--beam needs Apache Beam .*pip install 'sslx\[beam\]'"):

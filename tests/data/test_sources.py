@@ -244,6 +244,10 @@ def test_spec_mistakes(read, tmp_path):
     (tmp_path / "corpus" / "a.pdf").write_bytes(b"x")
     with pytest.raises(UserError, match="unknown data source 'python_doc'; did you mean 'python_docs'"):
         read("python_doc")
+    meant = {"row:data": "rows:FOLDER", "txt:a.txt": "text:GLOB", "tdfs:x": "tfds:NAME", "rows:": "rows:FOLDER"}
+    for given, form in meant.items():
+        with pytest.raises(UserError, match=f"unknown data source '{given}'; did you mean '{form}"):
+            read(given)
     with pytest.raises(UserError, match=r"no file matches .* did you mean 'corpus'"):
         read("text:{}/corpsu/*.txt")
     with pytest.raises(UserError, match=r"reads only .txt, .jsonl, .parquet"):

@@ -41,6 +41,19 @@ def test_wordpiece_is_a_bert_tokenizer_that_round_trips(corpus, tmp_path):
     assert tokenizer.decode(tokenizer("return the path").input_ids) == "[CLS] return the path [SEP]"
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_vocabulary_smaller_than_asked_for_is_told_once(corpus, tmp_path, capsys, kind):
+    options = {"lowercase": True, "cache_dir": tmp_path / "cache"}
+    load_tokenizer(kind, corpus, vocab_size=500, **options)
+    assert "note" not in capsys.readouterr().out
+    tokenizer = load_tokenizer(kind, corpus, vocab_size=50_000, **options)
+    assert len(tokenizer) < 50_000
+    note = f"note: the {kind} tokenizer has {len(tokenizer)} entries, not config.data.vocab_size=50000; {corpus.spec} "
+    assert capsys.readouterr().out.count(note) == 1
+    load_tokenizer(kind, corpus, vocab_size=50_000, **options)
+    assert "note" not in capsys.readouterr().out
+
+
 def test_lowercase_is_an_option(corpus, tmp_path):
     assert "r" in wordpiece(corpus, tmp_path).tokenize("Raise")[0]
     cased = wordpiece(corpus, tmp_path, lowercase=False)

@@ -117,4 +117,8 @@ def test_the_frontiers_power_law_is_recovered():
     found = fit_frontier(np.tile(flops, 2), np.concatenate([30 * flops**-0.06 * noise, 40 * flops**-0.06]))
     assert found["k"][0] == pytest.approx(0.06, rel=0.02)
     assert found["k"][1] < 0.06 < found["k"][2]
-    assert fit_frontier(flops[:2], losses=np.array([3.0, 2.0])) is None
+    with pytest.raises(UserError, match=r"no compute frontier: too few finished rows \(5; 6 needed\)"):
+        fit_frontier(flops[:5], 30 * flops[:5] ** -0.06)
+    flat = np.array([3.0, 2.0, 2.0, 2.5, 2.5, 2.5])
+    with pytest.raises(UserError, match=r"no compute frontier: too few rows on it \(2; 3 needed\)"):
+        fit_frontier(np.geomspace(1e12, 1e13, 6), flat)

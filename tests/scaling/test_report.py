@@ -125,11 +125,23 @@ def test_flop_budgets_have_parabolas(tmp_path, capsys):
 def test_too_few_rows_give_a_table_a_note_and_no_prediction(tmp_path, capsys):
     study = make_study(budgets=("400k", "800k"), sizes=(32, 64))
     finish(study, tmp_path)
-    assert run(study, tmp_path).fit is None
-    assert "note: too few finished rows to fit: 4 with 2 sizes and 2 token counts" in capsys.readouterr().out
+    found = run(study, tmp_path)
+    assert (found.fit, found.frontier) == (None, None)
+    told = capsys.readouterr().out
+    assert "note: too few finished rows to fit: 4 with 2 sizes and 2 token counts" in told
+    assert "note: no compute frontier: too few finished rows (4; 6 needed)" in told
+    assert "C^-k" not in told
+    assert json.loads((tmp_path / "study_results.json").read_text())["frontier"] is None
     assert (tmp_path / "study.png").is_file()
     with pytest.raises(UserError, match=r"nothing can be predicted: too few finished rows to fit: 4"):
         run(study, tmp_path, [parse_budget("1e15flops")])
+
+
+def test_a_flop_budget_with_two_finished_rows_has_no_parabola(tmp_path, capsys):
+    study = make_study("flops", ("1e12flops", "4e12flops", "1.6e13flops"))
+    finish(study, tmp_path, but=("w64_4e12flops", "w96_4e12flops"), noise=0.0)
+    assert "4e12flops" not in run(study, tmp_path).minima
+    assert "note: no iso-FLOP parabola of 4e12flops: too few rows (2; 3 needed)" in capsys.readouterr().out
 
 
 def test_a_study_without_a_finished_row_is_told_as_such(tmp_path, capsys):

@@ -149,6 +149,8 @@ def test_four_hosts_train_as_one_process_and_one_or_two_go_on_with_another_mesh(
     assert sorted(losses(run)) == [1, 2, 3, 4]
     assert saved_steps(run / "checkpoints") == [4]
     assert "on 4 hosts" in hosts[0].stdout
+    assert "done: held-out loss" in hosts[0].stdout
+    assert "[Gloo]" not in hosts[0].stdout + hosts[0].stderr
     for host in hosts[1:]:
         assert host.stdout == ""
     one = tmp_path / "one"
@@ -221,7 +223,7 @@ def test_hosts_that_wait_for_one_that_prepares_say_so_and_end_at_a_limit_of_its_
     assert notes
     for note in notes:
         assert "; behind: host 1 (" in note
-        assert note.endswith(", last preparing; the run ends after 20 s (config.hosts.prepare_seconds)")
+        assert note.endswith(", last heard (preparing); the run ends after 20 s (config.hosts.prepare_seconds)")
     for host in hosts:
         assert "(config.hosts.prepare_seconds); behind: host 1 (" in errors(host)[0]
 
@@ -285,6 +287,35 @@ def test_a_connection_that_says_nothing_does_not_hold_up_the_meeting():
         other = rendezvous.meet(rendezvous.Membership(f"127.0.0.1:{port}", 2, 1), 20.0)
         assert other.names == meeting.result().names
         silent.close()
+
+
+def test_who_waits_says_for_whom_and_ever_more_rarely(monkeypatch, capsys):
+    monkeypatch.setattr(rendezvous, "FIRST_NOTE", 0.4)
+    address = f"127.0.0.1:{free_port()}"
+
+    def meet(index):
+        rendezvous.meet(rendezvous.Membership(address, 4, index), 20.0)
+
+    def heard(part):
+        said = capsys.readouterr().err
+        noted.extend(said.splitlines())
+        return any(part in line for line in noted)
+
+    noted = []
+    with ThreadPoolExecutor(4) as pool:
+        met = [pool.submit(meet, 1)]
+        until(lambda: heard(f"note: waiting for host 0 of 4 to be reached at {address}, "))
+        met += [pool.submit(meet, 0), pool.submit(meet, 3)]
+        until(lambda: heard(f"note: waiting for the other hosts of 4, which host 0 at {address} collects, "))
+        until(lambda: heard(f"note: waiting for host 2 of 4 to join {address}, "))
+        time.sleep(3)
+        met.append(pool.submit(meet, 2))
+        for one in met:
+            one.result()
+    heard("")
+    told = [line for line in noted if "host 2 of 4 to join" in line]
+    assert 2 <= len(told) <= 4  # after 0.4 s, 0.8 s, 1.6 s and 3.2 s
+    assert all(line.endswith(" s now; the run ends after 20 s (config.hosts.join_seconds)") for line in noted)
 
 
 def test_two_hosts_fine_tune_as_one_process(cluster, alone, tmp_path):

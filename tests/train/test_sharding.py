@@ -13,7 +13,10 @@ import pytest
 from sslx.config import MeshConfig
 from sslx.errors import UserError
 from sslx.planning.topology import tpu
+from sslx.pretext.mlm import MaskedLanguageModel
+from sslx.session import run_config
 from sslx.train import sharding
+from sslx.train.program import Program
 
 
 @pytest.mark.parametrize(
@@ -21,7 +24,8 @@ from sslx.train import sharding
     [
         (MeshConfig(data=3), r"data=3 x fsdp=1 x sequence=1 x tensor=1, 3 devices; there are 8"),
         (MeshConfig(data=-1, tensor=3), "8 devices do not divide by 3"),
-        (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
+        (MeshConfig(fsdp=-1), "at most one -1; config.mesh.data is -1 unless given: --config.mesh.data=1"),
+        (MeshConfig(data=1, fsdp=-1, tensor=-1), "at most one -1$"),
         (MeshConfig(data=0), "expected positive sizes"),
     ],
 )
@@ -99,5 +103,15 @@ def test_activations_that_do_not_divide_are_told_also_inside_loops():
     with sharding.on_mesh(mesh):
         uneven, even = (jax.jit(layers).trace(jnp.zeros((4, 8, heads))).jaxpr for heads in (6, 8))
     assert sharding.undivided(even, mesh) == []
-    message = "activations (4, 8, 6): 6 is not split evenly 4 ways over tensor"
+    message = "6 is not split evenly 4 ways over tensor (activations (4, 8, 6))"
     assert sharding.undivided(uneven, mesh) == [message]
+    assert sharding.undivided(uneven, mesh, {6: "config.model.heads"}) == [f"config.model.heads={message}"]
+
+
+def test_heads_that_do_not_divide_are_told_once_and_by_name(tiny_config):
+    written = tiny_config("bert_mlm", {"mesh.tensor": 4, "model.heads": 2, "mesh.data": 2}).to_dict()
+    config = run_config(written, "pretext")
+    program = Program(config, *MaskedLanguageModel.abstract(written), sharding.make_mesh(config.mesh))
+    program.lower_train()
+    (line,) = program.undivided  # of all positions and of those that are predicted
+    assert line.startswith("config.model.heads=2 is not split evenly 4 ways over tensor (activations (")

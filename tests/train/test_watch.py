@@ -75,7 +75,7 @@ def test_the_host_that_is_behind_is_named_when_nothing_moves(watch, store, ended
     assert ended.code == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: no progress for ")
-    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last training step 3")
+    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last heard at step 3 (training)")
     assert json.loads(store.values["left/0"]) == {"reason": error.removeprefix("error: "), "code": 1}
 
 
@@ -96,12 +96,12 @@ def test_who_has_not_come_to_a_meeting_is_told_again_and_again_and_a_later_hang_
     for note in notes:
         assert note.startswith("note: waiting at the list of checkpoints for ")
         assert note.endswith(
-            "; behind: host 1 (b), last preparing; the run ends after 3 s (config.hosts.prepare_seconds)"
+            "; behind: host 1 (b), last heard (preparing); the run ends after 3 s (config.hosts.prepare_seconds)"
         )
     assert ended.wait(10)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: no progress for ")
-    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last preparing")
+    assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last heard (preparing)")
 
 
 def test_a_phase_that_may_take_long_ends_too(watch, store, ended, capsys):
@@ -113,13 +113,13 @@ def test_a_phase_that_may_take_long_ends_too(watch, store, ended, capsys):
     assert ended.wait(10)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: no progress for ")
-    assert error.endswith(" (config.hosts.prepare_seconds); behind: host 1 (b), last preparing")
+    assert error.endswith(" (config.hosts.prepare_seconds); behind: host 1 (b), last heard (preparing)")
 
 
 def test_a_silent_host_is_named(watch, store, ended, capsys):
     store.silent = {2}
     assert ended.wait(10)
-    assert "error: host 2 (c), last not started; cannot be heard any more" in capsys.readouterr().err
+    assert "error: host 2 (c), last heard (not started); cannot be heard any more" in capsys.readouterr().err
 
 
 def test_a_host_that_leaves_takes_the_others_with_it_and_its_exit_code(watch, store, ended, capsys):
