@@ -1,7 +1,7 @@
 """From a text config to rows ready for training: open, tokenise, plan; each step is cached under ``cache_dir``.
 
 In: a `TextConfig` and the layout that the objective needs. Out: `PreparedText`. A source ``rows:FOLDER`` has been
-through all of it (`stored_rows.write_rows`) and is only opened.
+through all of it (`row_writer.write_rows`) and is only opened.
 
 If the splits are left at ``train`` and ``validation`` and the source has no ``validation`` (files have only
 ``train``), a random 2 % of ``train`` are held out (``train[98%:]``; at least one document) and the rest is trained

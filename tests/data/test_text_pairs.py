@@ -17,9 +17,9 @@ from transformers import BertTokenizer, RobertaTokenizer
 
 from sslx.data import tokens as tokens_module
 from sslx.data.packing import text_pairs_plan
+from sslx.data.row_writer import write_rows
 from sslx.data.rows import TextRows
 from sslx.data.sources import open_source
-from sslx.data.stored_rows import write_rows
 from sslx.data.text import TextConfig, prepare_text
 from sslx.data.token_shards import Workers
 from sslx.data.tokenizer import vocabulary
