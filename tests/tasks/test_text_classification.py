@@ -23,7 +23,7 @@ MODEL = BertConfig(layers=1, width=32, heads=4, mlp_width=64, max_length=32, dro
 
 
 def objective_with(vocabulary, **task):
-    return TextClassification(TextClassificationConfig(**task), MODEL, vocabulary.size, ("a", "b", "c"), None)
+    return TextClassification(TextClassificationConfig(**task), MODEL, vocabulary.size, None, ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_scores_are_those_of_all_rows_at_once(vocabulary):
 
 
 def test_of_two_classes_f1_is_that_of_the_second_as_glue_has_it(vocabulary):
-    objective = TextClassification(TextClassificationConfig(), MODEL, vocabulary.size, ("no", "yes"), None)
+    objective = TextClassification(TextClassificationConfig(), MODEL, vocabulary.size, None, ("no", "yes"))
     labels, guesses = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0, 0, 0])
     found = objective.score({"label": labels, "logits": np.eye(2)[guesses]})
     tp, fp, fn, tn = 2, 1, 1, 4
