@@ -27,7 +27,7 @@ from sslx.train.hosts import agree, host_name, progress, together
 from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
-from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config
+from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config, write_splits
 from sslx.train.sharding import on_mesh
 
 
@@ -86,6 +86,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
                 if not (resumes and (workdir / "tokenizer").is_dir()):
                     with tempfile.TemporaryDirectory() as made:
                         data.save(LocalPath(made))
+                        write_splits(LocalPath(made), data.statistics)
                         upload(LocalPath(made), workdir)
         if jax.process_count() > 1:
             _look_for(workdir)
