@@ -70,7 +70,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
         trainer = Trainer(config, objective, data)
         _check_best_metric(trainer)
-        notes, start = list(trainer.program.notes), None
+        notes, start = [*trainer.program.notes, *_unread(part, data)], None
         if not from_scratch(config.init) and not resumes:
             params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
             notes += unused
@@ -168,6 +168,13 @@ def _check_best_metric(trainer: Trainer) -> None:
     with on_mesh(trainer.program.mesh):
         names = trainer.evaluator.metric_names(abstract.params, abstract.state, trainer.data.eval)
     choose(trainer.config.checkpoint.best_metric, [f"eval/{name}" for name in names], "config.checkpoint.best_metric")
+
+
+def _unread(part: str, data: Any) -> list[str]:
+    """A note on test rows that a task could report on and does not read."""
+    if part == "task" and data.test is None and "test" in data.statistics.get("unread_splits", ()):
+        return ["the data have a split 'test'; with --config.data.test_split=test the report at the end is on it"]
+    return []
 
 
 def _header(

@@ -59,8 +59,8 @@ class TextConfig:
 @dataclass(frozen=True, eq=False)
 class PreparedText:
     """``statistics``: the splits used, documents, tokens, rows and fill share of train and eval, ``unigram_entropy``
-    (nats, of the eval split's tokens: what a model that knows only frequencies reaches) and ``fingerprint`` (of all
-    the data)."""
+    (nats, of the eval split's tokens: what a model that knows only frequencies reaches), ``unread_splits`` (names of
+    those that the source has besides) and ``fingerprint`` (of all the data)."""
 
     train: TextRows | StoredRows
     eval: TextRows | StoredRows
@@ -144,6 +144,7 @@ def prepare_text(
             f"{role}_rows": len(rows[role]),
             f"{role}_fill_share": rows[role].plan.fill_share,
         }
+    statistics["unread_splits"] = collection.unread(source.split for source in sources.values())
     statistics["tokens_per_row"] = rows["train"].plan.fill_share * config.seq_len
     counts = rows["eval"].corpus.unigram_counts.copy()
     if layout == "causal":

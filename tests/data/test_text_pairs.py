@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -172,3 +173,6 @@ def test_what_cannot_be_is_refused(sources, tmp_path):
     config = TextConfig("tfds:secret", train_split="a[:2]", eval_split="a[2:]", test_split="test", **here)
     with pytest.raises(UserError, match=r"split 'test' of tfds:secret has 4 records without a label \(-1\)"):
         prepare_text(config, layout="documents")
+    assert (
+        prepare_text(dataclasses.replace(config, test_split=""), layout="documents").statistics["unread_splits"] == []
+    )
