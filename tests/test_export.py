@@ -22,7 +22,7 @@ from sslx.interop.model_card import without_folders
 from sslx.interop.stablehlo import INPUTS
 from sslx.models.bert import MODERN
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import load_encoder, objective_class
+from sslx.train.initialise import inherited, load_encoder, objective_class
 from sslx.train.run_folder import read_config
 from sslx.train.sharding import unbox
 
@@ -151,6 +151,19 @@ def test_training_goes_on_from_an_exported_folder(run, exported, tiny_config, tm
     for tree in (theirs["encoder"]["embeddings"]["word"], theirs["mlm_head"]["bias"]):
         tree[words.size :] = 0
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
+
+
+def test_pretraining_goes_on_from_a_run_with_longer_rows(run, tiny_config):
+    # As phase two of BERT does: encoder and head are those of the run, its whole position table included.
+    written = tiny_config("bert_mlm", ORIGINAL | {"data.seq_len": 64}).to_dict()
+    written, tokenizer = inherited(written | {"init": str(run)})
+    objective, _ = objective_class(written).prepare(written, str(tokenizer))
+    batch = {name: np.zeros((1, 64), int) for name in ("tokens", "segment_ids", "positions", "row")}
+    shapes = jax.eval_shape(lambda: unbox(objective.init(jax.random.key(0), batch)))["params"]
+    params, notes = load_encoder(shapes, run)
+    assert notes == []
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
+    jax.tree.map(np.testing.assert_array_equal, params, read_variables(run)["params"])
 
 
 def test_a_classifier_goes_out_with_its_labels(exported, tiny_config, tmp_path):
