@@ -100,6 +100,7 @@ def test_nothing_exported_tells_where_it_lay(run, exported, tmp_path):
     # Of a config that leaves the splits to the data, and of an older run that does not say what they were.
     shutil.copytree(run, tmp_path / "copy")
     config = read_config(run) | {"init": f"scratch:{tmp_path}/other run/"}
+    config["optimizer"]["freeze"] = ["/bias$"]
     config["data"] |= {
         "train_split": "train",
         "eval_split": "validation",
@@ -112,6 +113,7 @@ def test_nothing_exported_tells_where_it_lay(run, exported, tmp_path):
     assert "split train[:90%] |" in card
     assert "| started from | scratch:other run |" in card
     assert '"tfds_dir": "tfds"' in card
+    assert '"/bias$"' in card
     (tmp_path / "copy" / "splits.json").unlink()
     export(str(tmp_path / "copy"), str(tmp_path / "older"), "stablehlo")
     assert ", split train |" in (tmp_path / "older" / "README.md").read_text()

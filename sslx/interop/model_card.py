@@ -78,7 +78,8 @@ def model_card(
     """
     part = "pretext" if "pretext" in config else "task"
     entry = {"pretext": "main", "task": "finetune"}[part]
-    name, config = run.absolute().name, without_folders(config)
+    # The optimizer's patterns of names may look like paths; it has none.
+    name, config = run.absolute().name, without_folders(config) | {"optimizer": config["optimizer"]}
     data, metrics, splits = config["data"], last_metrics(run, step), read_splits(run)
     train_split, eval_split = (splits.get(role, data[f"{role}_split"]) for role in ("train", "eval"))
     rows = {

@@ -54,7 +54,7 @@ class SentenceEmbeddingConfig:
     def __post_init__(self):
         choose(self.pool, ("mean", "first", "last"), "config.task.pool")
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"config.task.temperature is {self.temperature}; expected a number above 0")
+            raise UserError(f"config.task.temperature is {self.temperature}; expected more than 0, and finite")
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.task.dropout is {self.dropout}; expected 0 or a share below 1")
         if not self.pair_field and self.dropout == 0:
