@@ -260,6 +260,8 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     [
         ({"pool": "lost"}, r"unknown config.task.pool 'lost'; did you mean 'last'"),
         ({"temperature": 0.0}, r"config.task.temperature is 0.0; expected more than 0"),
+        ({"temperature": float("nan")}, r"config.task.temperature is nan; expected more than 0"),
+        ({"temperature": float("inf")}, r"config.task.temperature is inf; expected more than 0"),
         ({"dropout": 0.0}, r"both views would be the same"),
         ({"negative_field": "c"}, r"config.task.negative_field is given without config.task.pair_field"),
     ],
