@@ -191,7 +191,7 @@ class Model:
         """Whether these are one pair; a list of texts is, if there are two and the run takes nothing but pairs."""
         if isinstance(texts, list) and self.run.written["data"].get("pair_field"):
             return len(texts) == 2 and all(isinstance(text, str) for text in texts)
-        return isinstance(texts, tuple) and all(isinstance(text, str) for text in texts)
+        return isinstance(texts, tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
 
     def _warn(self, verb: Verb, found: Sequence[Any]) -> None:
         count = sum(getattr(one, verb.counted) > 0 for one in found)

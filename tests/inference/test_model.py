@@ -301,11 +301,11 @@ def test_what_cannot_be_is_said_in_a_line(masked, causal, classifier, tmp_path):
             call()
 
 
-def test_many_texts_may_be_any_list(masked, causal):
+def test_many_texts_may_be_any_list(masked, causal, classifier):
     expected = masked.embed(TEXTS[:2])
     for texts in (tuple(TEXTS[:2]), np.array(TEXTS[:2]), iter(TEXTS[:2])):
         np.testing.assert_array_equal(masked.embed(texts), expected)
-    assert masked.fill([]) == []
+    assert masked.fill([]) == masked.fill(()) == classifier.classify([]) == classifier.classify(()) == []
     assert masked.fill(MASKED[0], top=np.int64(3)) == masked.fill(MASKED[0], top=3)
     with warnings.catch_warnings(action="ignore"):
         assert causal.generate("a", temperature=0) == causal.generate("a", temperature=0.0)
