@@ -237,7 +237,7 @@ def build(cls: type, written: Mapping[str, Any], where: str = "config") -> Any:
         if dataclasses.is_dataclass(kind):
             values[name] = build(kind, value, f"{where}.{name}")
         else:
-            values[name] = _checked(kind, value, f"{where}.{name}")
+            values[name] = checked(kind, value, f"{where}.{name}")
     return cls(**values)
 
 
@@ -312,7 +312,12 @@ def _without_none(kind: Any) -> type:
     return kinds[0] if kinds else kind
 
 
-def _checked(kind: Any, value: Any, where: str) -> Any:
+def checked(kind: Any, value: Any, where: str) -> Any:
+    """Returns a value that was given for something of a type; a whole number is a float, too.
+
+    Raises:
+      UserError: it is of another type.
+    """
     optional = types.NoneType in typing.get_args(kind)
     if value is None and optional:
         return None

@@ -126,11 +126,30 @@ def _flattened(config: ml_collections.ConfigDict, prefix: str = "") -> list[tupl
 def _parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_worded(str(error))) from None
     except (flags.Error, FlagOrderError, UnsupportedOperationError) as error:
         raise UserError(str(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags look like --name=VALUE")
     return rest
+
+
+# How Python says that a value is not what absl's parsers read, and what they read.
+_UNREAD = {
+    "invalid literal for int()": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "true or false",
+}
+
+
+def _worded(said: str) -> str:
+    """What a flag expects, where all that is said is what Python could not do with its value."""
+    for phrase, expected in _UNREAD.items():
+        before, found, _ = said.partition(phrase)
+        if found:
+            return f"{before.rpartition(':')[0]}: expected {expected}"
+    return said
 
 
 def _config_file(arguments: list[str]) -> Path:
@@ -158,12 +177,17 @@ def _given_config(arguments: list[str]) -> tuple[Path, ml_collections.ConfigDict
 
 
 def _check_overrides(arguments: list[str]) -> None:
-    """Finds a missing config file or an unknown ``--config.key`` before absl does, which answers with a traceback."""
+    """Finds a missing config file, an unknown ``--config.key`` or one that comes too early, before absl does, which
+    answers with a traceback or in words of its own."""
     _, config = _given_config(arguments)
+    file_given = False
     for given in arguments[1:]:
         flag = given.lstrip("-").partition("=")[0].removeprefix("no")  # --noconfig.key is absl's way to say false
+        file_given |= given.startswith("-") and flag == "config"
         if not given.startswith("-") or not flag.startswith("config."):
             continue
+        if not file_given:
+            raise UserError(f"{given} stands before --config; put --config={_config_value(arguments)} first")
         node, walked = config, "config"
         for key in flag.split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict):

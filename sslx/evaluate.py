@@ -2,7 +2,8 @@
 
 Features of labelled texts (`Objective.encode`) go through a linear probe and nearest neighbours, beside those of the
 same architecture with random parameters and beside logistic regression on TF-IDF. The table is printed, and written
-with a picture to RUN/evaluate/NAME/.
+with a picture to RUN/evaluate/NAME/. An evaluation with another config or of another checkpoint that finds this folder
+taken goes to NAME_2, NAME_3 and so on, so that nothing is lost; the same evaluation again replaces its own.
 
   --run=FOLDER            the run
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
@@ -11,6 +12,7 @@ with a picture to RUN/evaluate/NAME/.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -104,7 +106,6 @@ def evaluate(config: ProbeConfig, folder: Path, step: int | None = None) -> dict
     commonest = np.full(len(labels["test"]), np.bincount(labels["train"]).argmax())
     results.append(_result("commonest label", "none", commonest, labels["test"], {}))
     console.table(f"{config.name}: test rows", _table(results))
-    target = folder / "evaluate" / config.name
     values = {
         "run": str(folder),
         "step": run.step,
@@ -113,11 +114,28 @@ def evaluate(config: ProbeConfig, folder: Path, step: int | None = None) -> dict
         "labels": list(data.label_names),
         "results": results,
     }
+    target = _target(folder / "evaluate", config.name, values)
     write_text(target / "probes.json", json.dumps(values, indent=2) + "\n")
     shown = {name: of["test"].features for name, of in made.items() if name in ("pretrained", "random 0")}
     write_figure(target / "projection.png", draw_projections(shown, labels["test"], data.label_names))
     console.say(f"written: {display(target)}/probes.json, {display(target)}/projection.png")
     return values
+
+
+def _target(folder: Path, name: str, values: dict[str, Any]) -> Path:
+    """The folder of this evaluation: the first of its name that is free, or that holds one of the same kind."""
+    kind = json.loads(json.dumps({key: values[key] for key in ("step", "config")}))
+    for number in itertools.count(1):
+        target = folder / (name if number == 1 else f"{name}_{number}")
+        file = target / "probes.json"
+        if not file.is_file():
+            return target
+        try:
+            found = json.loads(file.read_text(encoding="utf8"))
+        except ValueError:  # cut short, or of something else; it stays
+            continue
+        if isinstance(found, dict) and {key: found.get(key) for key in kind} == kind:
+            return target
 
 
 def _data(config: ProbeConfig, folder: Path, run: LoadedRun) -> PreparedText:

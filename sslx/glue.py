@@ -12,7 +12,7 @@ prepared before; the recipe is configs/finetune/glue.py:TASK, whose values chang
   --seeds=3                 seeds 0, 1, 2 of every task
   --learning_rates=2e-5,3e-5,4e-5,5e-5
                             tries each and reports the best on the validation set, as BERT did; default: the recipe's
-  --list                    prints the rows and ends
+  --list                    prints the rows and ends; needs no --init
   --row=N                   runs row N alone; default in a job array: SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX
   --report                  runs nothing; puts together what is finished
 
@@ -92,15 +92,15 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | N
     for key, (_, given) in differences(load_config(file).to_dict(), written).items():
         if key in DECIDED:
             raise UserError(f"config.{key} is {given!r}; with sslx.glue, --init, --seeds and --tasks decide it")
+    console = Console()
+    if FLAGS.list:
+        console.table(f"{len(rows)} rows", [{"row": str(i), "name": row.name} for i, row in enumerate(rows)])
+        return None
     if not FLAGS.init:
         raise UserError("no run given; expected --init=RUN, such as --init=runs/bert_base, or --init=scratch:RUN")
     inherited(written | {"init": FLAGS.init})  # that there is such a run
     shared = own_flags_cut(sys.argv[1:], VALUED)
     jobs = [_job(row, workdir, str(file), shared) for row in rows]
-    console = Console()
-    if FLAGS.list:
-        console.table(f"{len(rows)} rows", [{"row": str(i), "name": row.name} for i, row in enumerate(rows)])
-        return None
     index = None if FLAGS.report else row_index(FLAGS.row)
     if not FLAGS.report:
         _check_ready(tasks if index is None else [row.task for row in rows[index : index + 1]], written["data"])

@@ -27,7 +27,7 @@ from absl import flags
 from sslx import entry
 from sslx.config import build
 from sslx.data.cache import cache_folder
-from sslx.data.stored_rows import check_room, write_rows
+from sslx.data.row_writer import check_room, write_rows
 from sslx.data.text import ROWS, TextConfig, open_text
 from sslx.data.token_shards import Workers, encode_in_shards
 from sslx.data.tokens import tokenize_corpus

@@ -27,7 +27,7 @@ from sslx.train.hosts import agree, host_name, progress, together
 from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
-from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config
+from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config, write_splits
 from sslx.train.sharding import make_mesh, on_mesh
 
 
@@ -70,7 +70,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
         trainer = Trainer(config, objective, data)
         _check_best_metric(trainer)
-        notes, start = list(trainer.program.notes), None
+        notes, start = [*trainer.program.notes, *_unread(part, data)], None
         if not from_scratch(config.init) and not resumes:
             params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
             notes += unused
@@ -86,6 +86,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
                 if not (resumes and (workdir / "tokenizer").is_dir()):
                     with tempfile.TemporaryDirectory() as made:
                         data.save(LocalPath(made))
+                        write_splits(LocalPath(made), data.statistics)
                         upload(LocalPath(made), workdir)
         if jax.process_count() > 1:
             _look_for(workdir)
@@ -179,6 +180,13 @@ def _check_best_metric(trainer: Trainer) -> None:
     with on_mesh(trainer.program.mesh):
         names = trainer.evaluator.metric_names(abstract.params, abstract.state, trainer.data.eval)
     choose(trainer.config.checkpoint.best_metric, [f"eval/{name}" for name in names], "config.checkpoint.best_metric")
+
+
+def _unread(part: str, data: Any) -> list[str]:
+    """A note on test rows that a task could report on and does not read."""
+    if part == "task" and data.test is None and "test" in data.statistics.get("unread_splits", ()):
+        return ["the data have a split 'test'; with --config.data.test_split=test the report at the end is on it"]
+    return []
 
 
 def _header(

@@ -168,8 +168,10 @@ def test_keys_and_values_that_cannot_be(refused):
         "--config.init=nowhere": "no run in 'nowhere'",
     }
     check_all(refused, "main", cases, "--config=pretrain.py")
-    order = "Found --config.steps=1 in argv before a value for --config was specified"
-    assert order in refused("main", "--config.steps=1", "--config=pretrain.py")
+    for file in (["--config=pretrain.py"], ["--config", "pretrain.py"]):
+        for value in ("--config.steps=1", "--noconfig.data.lowercase"):
+            order = f"{value} stands before --config; put --config=pretrain.py first"
+            assert refused("main", value, *file) == order
 
 
 def test_data_that_cannot_be_read(refused, folder):

@@ -13,7 +13,7 @@ from sslx.errors import UserError
 from sslx.models.bert import SIZES
 from sslx.models.gpt import SIZES as GPT_SIZES
 from sslx.session import run_config
-from sslx.train.initialise import objective_class, part_of
+from sslx.train.initialise import inherited, objective_class, part_of
 from sslx.train.optimizer import make_optimizer, make_schedule
 from sslx.train.sharding import PARAMETER_AXES, is_box
 
@@ -46,6 +46,30 @@ def test_every_config_builds_and_names_the_axes_of_its_parameters(file):
 def test_bert_of_every_size_has_its_published_parameters(size):
     leaves = jax.tree.leaves(shapes("bert_mlm.py", size))
     assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(MILLIONS[size], rel=0.01)
+
+
+def test_berts_two_phases_are_its_steps_and_its_schedule():
+    whole, one, two = (load_config(CONFIGS / "bert_mlm.py", f"base{phase}") for phase in ("", ",phase=1", ",phase=2"))
+    assert (one.steps, two.steps, one.steps + two.steps) == (900_000, 100_000, whole.steps)
+    assert (one.data.seq_len, two.data.seq_len) == (128, 512)
+    assert one.batch_size == two.batch_size == 256
+    rates = [make_schedule(run_config(c.to_dict(), "pretext").optimizer, c.steps) for c in (whole, one, two)]
+    for step in (0, 9_999, 500_000, 899_999):
+        assert rates[1](step) == rates[0](step)
+    for step in (0, 1, 50_000, 99_999):
+        np.testing.assert_allclose(rates[2](step), rates[0](900_000 + step), rtol=1e-4, atol=1e-12)
+    # The second has the parameters of the first, row for row, and starts from no run unless one is given.
+    boxed = [shapes("bert_mlm.py", f"base,phase={phase}") for phase in (1, 2)]
+    assert jax.tree.map(np.shape, boxed[0]) == jax.tree.map(np.shape, boxed[1])
+    with pytest.raises(UserError, match="no run in 'RUN_OF_PHASE_1'"):
+        inherited(two.to_dict())
+
+
+def test_a_phase_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match=r"phase=2 needs one of the published sizes: tiny, mini"):
+        load_config(CONFIGS / "bert_mlm.py", "phase=2")
+    with pytest.raises(UserError, match=r"unknown phase of configs/bert_mlm\.py '3'"):
+        load_config(CONFIGS / "bert_mlm.py", "base,phase=3")
 
 
 @pytest.mark.parametrize(("size", "discriminator"), {"small": 13.6, "base": 109.5, "large": 335.2}.items())

@@ -61,6 +61,19 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     assert f"{found['TF-IDF', 'linear']['macro_f1']:.3f}" in ended.stdout
     assert written["step"] == 8
 
+    folder = run / "evaluate"
+    first = (folder / "text_probe" / "probes.json").read_text()
+    ended = entries.run("evaluate", f"--run={run}", "--config=probe.py", "--config.knn.neighbours=3", folder=tmp_path)
+    assert "evaluate/text_probe_2/probes.json" in ended.stdout, ended.stderr
+    second = (folder / "text_probe_2" / "probes.json").read_text()
+    ended = entries.run("evaluate", f"--run={run}", "--config=probe.py", folder=tmp_path)
+    assert "evaluate/text_probe/probes.json" in ended.stdout, ended.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["text_probe", "text_probe_2"]
+    assert json.loads(second)["config"]["knn"]["neighbours"] == 3
+    assert json.loads(second)["rows"] == json.loads(first)["rows"]
+    for name, content in {"text_probe": first, "text_probe_2": second}.items():
+        assert (folder / name / "probes.json").read_text() == content
+
     before = sorted(run.rglob("*"))
     for arguments, expected in {
         ("--config=probe.py",): "no --run given; expected --run=FOLDER",

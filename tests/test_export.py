@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,14 +13,16 @@ from jax import export as jax_export
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+import sslx
 from sslx import finetune, main
 from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError
 from sslx.export import export
+from sslx.interop.model_card import without_folders
 from sslx.interop.stablehlo import INPUTS
 from sslx.models.bert import MODERN
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import load_encoder, objective_class
+from sslx.train.initialise import inherited, load_encoder, objective_class
 from sslx.train.run_folder import read_config
 from sslx.train.sharding import unbox
 
@@ -78,16 +81,65 @@ def test_the_model_card_tells_data_steps_loss_and_command(run, exported):
         for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         if record["step"] == 2 and "eval/loss" in record
     }
+    source = read_config(run)["data"]["source"]
+    assert source.startswith("jsonl:/")
     for told in (
         "license: #",
         "BertForMaskedLM",
-        read_config(run)["data"]["source"],
+        f"| data | jsonl:{source.rpartition('/')[2]}, split train[:90%] |",
         "2 of 16 rows",
         f"| held-out loss | {loss} |",
-        f"python -m sslx.export --run={run} --format=hf --step=2",
+        "| held-out rows | split train[90%:], at step 2 |",
+        "python -m sslx.export --run=bert --format=hf --step=2",
         '"mask_ratio": 0.15',
     ):
         assert told in card
+
+
+def test_nothing_exported_tells_where_it_lay(run, exported, tmp_path):
+    # Of a config that leaves the splits to the data, and of an older run that does not say what they were.
+    shutil.copytree(run, tmp_path / "copy")
+    config = read_config(run) | {"init": f"scratch:{tmp_path}/other run/"}
+    config["optimizer"]["freeze"] = ["/bias$"]
+    config["data"] |= {
+        "train_split": "train",
+        "eval_split": "validation",
+        "tfds_dir": "~/tfds",
+        "cache_dir": str(tmp_path),
+    }
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    export(str(tmp_path / "copy"), str(tmp_path / "out"), "hf")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "split train[:90%] |" in card
+    assert "| started from | scratch:other run |" in card
+    assert '"tfds_dir": "tfds"' in card
+    assert '"/bias$"' in card
+    (tmp_path / "copy" / "splits.json").unlink()
+    export(str(tmp_path / "copy"), str(tmp_path / "older"), "stablehlo")
+    assert ", split train |" in (tmp_path / "older" / "README.md").read_text()
+    for folder in (exported, tmp_path / "out", tmp_path / "older"):
+        for file in (file for file in folder.rglob("*") if file.is_file()):
+            content = file.read_bytes()
+            for place in (tmp_path.parent, run.parent.parent, Path(sslx.__file__).parent, Path(jax.__file__).parent):
+                assert str(place).encode() not in content, file
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("/a/b/c", "c"),
+        ("text:/a/my texts/*.txt", "text:*.txt"),
+        ("~/data/x/", "x"),
+        ("/", ""),
+        ("rows:gs://bucket/a", "rows:gs://bucket/a"),
+        ("gs://bucket/a", "gs://bucket/a"),
+        ("text:corpus/*.txt", "text:corpus/*.txt"),
+        ("sslx.pretext.mlm:MaskedLanguageModel", "sslx.pretext.mlm:MaskedLanguageModel"),
+        ([{"a": "/a/b"}, 3, None], [{"a": "b"}, 3, None]),
+    ],
+)
+def test_of_local_paths_the_last_part_is_left(written, told):
+    assert without_folders(written) == told
 
 
 def test_training_goes_on_from_an_exported_folder(run, exported, tiny_config, tmp_path):
@@ -101,6 +153,19 @@ def test_training_goes_on_from_an_exported_folder(run, exported, tiny_config, tm
     for tree in (theirs["encoder"]["embeddings"]["word"], theirs["mlm_head"]["bias"]):
         tree[words.size :] = 0
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
+
+
+def test_pretraining_goes_on_from_a_run_with_longer_rows(run, tiny_config):
+    # As phase two of BERT does: encoder and head are those of the run, its whole position table included.
+    written = tiny_config("bert_mlm", ORIGINAL | {"data.seq_len": 64}).to_dict()
+    written, tokenizer = inherited(written | {"init": str(run)})
+    objective, _ = objective_class(written).prepare(written, str(tokenizer))
+    batch = {name: np.zeros((1, 64), int) for name in ("tokens", "segment_ids", "positions", "row")}
+    shapes = jax.eval_shape(lambda: unbox(objective.init(jax.random.key(0), batch)))["params"]
+    params, notes = load_encoder(shapes, run)
+    assert notes == []
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
+    jax.tree.map(np.testing.assert_array_equal, params, read_variables(run)["params"])
 
 
 def test_a_classifier_goes_out_with_its_labels(exported, tiny_config, tmp_path):

@@ -110,6 +110,15 @@ def test_rows_are_runs_of_the_recipe_from_the_pretrained_encoder(again, folder):
         assert vocabularies[0] == vocabularies[1]
 
 
+def test_the_rows_are_listed_without_a_start(entries, tmp_path):
+    code, said, error = entries.run("glue", "--list", "--tasks=rte,cola", "--seeds=2", folder=tmp_path)
+    assert (code, error) == (0, "")
+    assert [name for name in said.split() if "_" in name] == ["cola_0", "cola_1", "rte_0", "rte_1"]
+    assert list(tmp_path.iterdir()) == []
+    code, _, error = entries.run("glue", "--tasks=rte", folder=tmp_path)
+    assert (code, error[:19]) == (2, "error: no run given")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -264,6 +264,7 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
                 f"{made.skipped_questions:,} questions that have no other (first: {made.first_skipped[:60]!r})",
                 flush=True,
             )
+    statistics["unread_splits"] = collection.unread(source.split for source in sources.values())
     statistics["tokens_per_row"] = statistics["train_tokens"] / statistics["train_rows"]
     statistics["uniform_loss"] = float(np.log(rows["eval"].context_lengths + 1.0).mean())
     fingerprints = {role: source.fingerprint for role, source in sources.items()}

@@ -2,7 +2,8 @@
 
 In: a source spec whose scheme one of the task's parsers reads, or a prepared TFDS dataset. Out: a `Collection` that is
 sliced as any other, and what an objective and the loop need of the rows made from it (`PreparedRecords`). A record is a
-dict with what its parser found and ``text``, all of its text, for a tokenizer that is trained on it.
+dict with what its parser found and ``text``, all of its text, for a tokenizer that is trained on it. Rows are made, and
+tokenised, at every start: they need to know which characters a token stands for, which no cached corpus keeps.
 
 Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
 ``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ SUFFIXES = {
 }
 SPEC_FORMS = ("python_docs", "tfds:NAME[/CONFIG]", *(f"{scheme}:GLOB" for scheme in SUFFIXES), "rows:FOLDER")
 SLICE_SEED = 20181011
+HIDDEN = -1  # the label of each record of a benchmark's test set
 HELD_OUT_FROM = 0.9  # of a source that is one document
 
 
@@ -165,6 +166,12 @@ class Collection:
                     f"{one} split {splits[one]!r} and {other} split {splits[other]!r} of {self.spec} "
                     f"share {shared:,} records; slice them apart, e.g. train[:98%] and train[98%:]"
                 )
+
+    def unread(self, splits: Iterable[str]) -> list[str]:
+        """The splits of which these expressions read nothing, but for those whose labels are hidden."""
+        read = {name for split in splits for name, _, _ in self._ranges(split)}
+        others = [name for name, records in self.splits.items() if name not in read and len(records)]
+        return [name for name in others if self.splits[name].read([0])[0].get("label") != HIDDEN]
 
     def _ranges(self, split: str) -> list[tuple[str, int, int]]:
         """Resolves a split expression into ``(split name, start, stop)``, in its order."""

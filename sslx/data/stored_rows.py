@@ -1,7 +1,7 @@
 """Prepared rows as a folder that any number of hosts read directly, on a disk or on ``gs://``.
 
-In: a `PreparedText`, which `write_rows` lays out in a folder. Out: `open_rows` gives `StoredRows`, whose ``fetch``
-returns what the `TextRows` returned that were written. The folder holds
+In: a folder that `row_writer.write_rows` has made of a `PreparedText`. Out: `open_rows` gives `StoredRows`, whose
+``fetch`` returns what the `TextRows` returned that were written. The folder holds
 
 - ``train-00000.rows``, …: blocks of 256 rows, each one contiguous range of a file, so that one read brings all of them.
   A row is a record of fields, each in the smallest type that holds it; the last block is filled up with zeros.
@@ -17,11 +17,9 @@ import functools
 import itertools
 import json
 import os
-import tempfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -32,14 +30,9 @@ from sslx.data.cache import hash_of, prepare_once
 from sslx.errors import UserError, first_line, nearest
 from sslx.storage import is_remote
 
-if TYPE_CHECKING:
-    from sslx.data.rows import TextRows
-    from sslx.data.text import PreparedText
-
 FORMAT = 2
 BLOCK_ROWS = 256
 WINDOW_BLOCKS = 64  # of the order: 16,384 rows
-SHARD_BYTES = 1 << 28
 READ_AHEAD = 16  # blocks, where rows are read in their order
 DERIVED = "positions"
 
@@ -196,62 +189,6 @@ def positions_of(segment_ids: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n
     return np.where(segment_ids > 0, places - starts, 0).astype(np.int32)
 
 
-def write_rows(
-    prepared: PreparedText,
-    folder: str | os.PathLike[str],
-    *,
-    block_rows: int = BLOCK_ROWS,
-    window_blocks: int = WINDOW_BLOCKS,
-) -> None:
-    """Writes all rows, the tokenizer and then ``meta.json``.
-
-    What an interrupted call has left in the folder is replaced.
-
-    Args:
-      prepared: what to write.
-      folder: a path or URL.
-      block_rows: rows read at once.
-      window_blocks: blocks among which training shuffles rows; its readers keep two such windows in memory.
-
-    Raises:
-      UserError: the folder already holds prepared rows or anything else, or cannot be written.
-    """
-    folder = _written(folder)
-    files, root = storage(folder)
-    meta = _describe(prepared, block_rows, window_blocks)
-    try:
-        _make_room(files, root, folder)
-        checksums = {role: _write_role(getattr(prepared, role), meta, role, files, root) for role in meta.rows}
-        meta = dataclasses.replace(meta, checksums=checksums)
-        with tempfile.TemporaryDirectory() as temporary:
-            prepared.tokenizer.save_pretrained(temporary)
-            files.makedirs(f"{root}/tokenizer", exist_ok=True)
-            for file in sorted(Path(temporary).iterdir()):
-                files.pipe_file(f"{root}/tokenizer/{file.name}", file.read_bytes())
-        files.pipe_file(f"{root}/meta.json", json.dumps(dataclasses.asdict(meta), indent=1).encode())
-    except UserError:
-        raise
-    except Exception as error:  # each storage has its own kinds
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"cannot write prepared rows to {folder}: {reason}") from error
-
-
-def check_room(folder: str | os.PathLike[str]) -> None:
-    """Refuses, ahead of all work, what `write_rows` would.
-
-    Raises:
-      UserError: the folder already holds prepared rows or anything else, or its storage cannot be reached.
-    """
-    folder = _written(folder)
-    try:
-        files, root = storage(folder)
-        _names_in(files, root, folder)
-    except UserError:
-        raise
-    except Exception as error:  # each storage has its own kinds
-        raise UserError(f"cannot write prepared rows to {folder}: {first_line(error)}") from error
-
-
 def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
     """Reads what a folder holds.
 
@@ -261,7 +198,7 @@ def open_rows(folder: str | os.PathLike[str]) -> tuple[str, Meta]:
     Raises:
       UserError: there is no such folder, it is incomplete, or of another format.
     """
-    folder = _written(folder)
+    folder = full_path(folder)
     files, root = storage(folder)
     try:
         text = files.cat_file(f"{root}/meta.json")
@@ -307,7 +244,8 @@ def tokenizer_folder(folder: str, meta: Meta, cache_dir: str | os.PathLike[str])
         raise UserError(f"cannot read {folder}/tokenizer: {error}") from error
 
 
-def _written(folder: str | os.PathLike[str]) -> str:
+def full_path(folder: str | os.PathLike[str]) -> str:
+    """A folder of rows as it is named everywhere: an absolute path, or a URL."""
     folder = os.path.expanduser(folder)
     return (folder if is_remote(folder) else os.path.abspath(folder)).rstrip("/")
 
@@ -318,79 +256,6 @@ def _check_files(files: Any, root: str, folder: str, meta: Meta) -> None:
         if there.get(name) != size:
             found = f"has {there[name]:,} bytes" if name in there else "is missing"
             raise UserError(f"{folder}/{name} {found}, expected {size:,}; copy or prepare the rows again")
-
-
-def _describe(prepared: PreparedText, block_rows: int, window_blocks: int) -> Meta:
-    seq_len = prepared.train.seq_len
-    small = {
-        "tokens": "<u2" if prepared.vocabulary.size <= 1 << 16 else "<u4",
-        "targets": "<u2" if prepared.vocabulary.size <= 1 << 16 else "<u4",
-        # A segment has at least three tokens: [CLS], one of text and [SEP]; for a causal model, one.
-        "segment_ids": "|u1" if seq_len // (1 if prepared.layout == "causal" else 3) < 1 << 8 else "<u2",
-        "token_types": "|u1",
-        "sentence_label": "|u1",
-        "label": "<i4",
-    }
-    sample = prepared.train.fetch(np.zeros(1, np.int64))
-    small |= {name: "<f4" for name, values in sample.items() if values.dtype.kind == "f"}
-    columns = tuple(Column(name, small[name], sample[name].shape[1:]) for name in sample if name != DERIVED)
-    sets = {"train": prepared.train, "eval": prepared.eval, "test": prepared.test}
-    row_bytes = np.dtype([tuple(column) for column in columns]).itemsize
-    # The order is part of what a resumed run relies on, and it is not that of rows read from their tokens.
-    fingerprint = hash_of("rows", FORMAT, prepared.statistics["fingerprint"], block_rows, window_blocks)
-    return Meta(
-        format=FORMAT,
-        layout=prepared.layout,
-        seq_len=seq_len,
-        columns=columns,
-        block_rows=block_rows,
-        window_blocks=window_blocks,
-        blocks_per_shard=max(1, SHARD_BYTES // (block_rows * row_bytes)),
-        rows={role: len(rows) for role, rows in sets.items() if rows is not None},
-        checksums={},
-        vocabulary=prepared.vocabulary.fingerprint,
-        label_names=prepared.label_names,
-        statistics=prepared.statistics | {"fingerprint": fingerprint},
-        fingerprint=fingerprint,
-    )
-
-
-def _names_in(files: Any, root: str, folder: str) -> list[str]:
-    """What an interrupted call has left in a folder, which holds nothing else."""
-    names = []
-    with contextlib.suppress(FileNotFoundError):
-        files.invalidate_cache()
-        names = [os.path.basename(name.rstrip("/")) for name in files.ls(root, detail=False)]
-    if "meta.json" in names:
-        raise UserError(f"{folder} already holds prepared rows; give another folder, or delete it first")
-    others = sorted(name for name in names if name and name != "tokenizer" and not name.endswith(".rows"))
-    if others:
-        raise UserError(f"{folder} already holds {others[0]!r}, which is not of prepared rows; give another folder")
-    return names
-
-
-def _make_room(files: Any, root: str, folder: str) -> None:
-    for name in _names_in(files, root, folder):
-        if name.endswith(".rows"):
-            files.rm_file(f"{root}/{name}")
-    files.makedirs(root, exist_ok=True)
-
-
-def _write_role(rows: TextRows | StoredRows, meta: Meta, role: str, files: Any, root: str) -> str:
-    """Returns the blocks' checksums."""
-    checksums = []
-    for first in range(0, meta.blocks(role), meta.blocks_per_shard):
-        name = f"{role}-{first // meta.blocks_per_shard:05d}.rows"
-        with files.open(f"{root}/{name}", "wb") as file:
-            for number in range(first, min(first + meta.blocks_per_shard, meta.blocks(role))):
-                start = number * meta.block_rows
-                batch = rows.fetch(np.arange(start, min(start + meta.block_rows, len(rows))))
-                block = np.zeros(meta.block_rows, meta.row_type)
-                for column in meta.columns:
-                    block[column.name][: len(batch[column.name])] = batch[column.name]
-                file.write(block.tobytes())
-                checksums.append(f"{zlib.crc32(block.tobytes()):08x}")
-    return "".join(checksums)
 
 
 def _missing(files: Any, root: str, folder: str) -> str:

@@ -167,6 +167,7 @@ def prepare_tagged_words(
                 print(
                     f"{role}: {count:,} of {statistics[f'{role}_words']:,} words are {why} and get no tag", flush=True
                 )
+    statistics["unread_splits"] = collection.unread(source.split for source in sources.values())
     statistics["tokens_per_row"] = statistics["train_tokens"] / statistics["train_rows"]
     statistics["tag_entropy"] = entropy(rows["eval"].tag_counts)
     fingerprints = {role: source.fingerprint for role, source in sources.items()}

@@ -1,7 +1,7 @@
 """From a text config to rows ready for training: open, tokenise, plan; each step is cached under ``cache_dir``.
 
 In: a `TextConfig` and the layout that the objective needs. Out: `PreparedText`. A source ``rows:FOLDER`` has been
-through all of it (`stored_rows.write_rows`) and is only opened.
+through all of it (`row_writer.write_rows`) and is only opened.
 
 If the splits are left at ``train`` and ``validation`` and the source has no ``validation`` (files have only
 ``train``), a random 2 % of ``train`` are held out (``train[98%:]``; at least one document) and the rest is trained
@@ -59,8 +59,8 @@ class TextConfig:
 @dataclass(frozen=True, eq=False)
 class PreparedText:
     """``statistics``: the splits used, documents, tokens, rows and fill share of train and eval, ``unigram_entropy``
-    (nats, of the eval split's tokens: what a model that knows only frequencies reaches) and ``fingerprint`` (of all
-    the data)."""
+    (nats, of the eval split's tokens: what a model that knows only frequencies reaches), ``unread_splits`` (names of
+    those that the source has besides) and ``fingerprint`` (of all the data)."""
 
     train: TextRows | StoredRows
     eval: TextRows | StoredRows
@@ -144,6 +144,7 @@ def prepare_text(
             f"{role}_rows": len(rows[role]),
             f"{role}_fill_share": rows[role].plan.fill_share,
         }
+    statistics["unread_splits"] = collection.unread(source.split for source in sources.values())
     statistics["tokens_per_row"] = rows["train"].plan.fill_share * config.seq_len
     counts = rows["eval"].corpus.unigram_counts.copy()
     if layout == "causal":

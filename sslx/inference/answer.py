@@ -38,6 +38,7 @@ class AnswerQuestion(TaskRows):
     top: int = 1  # candidates
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.top <= CANDIDATES:
             raise UserError(f"top is {self.top}; expected 1 to {CANDIDATES}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sslx.config import checked
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import InputError, OneRow, Row, TaskRows, Verb
@@ -34,7 +35,7 @@ class Answerer:
           UserError: the options do not fit the run.
           InputError: one of the records cannot be answered; before anything is computed.
         """
-        if batch_size < 1:
+        if checked(int, batch_size, "batch_size") < 1:
             raise UserError(f"batch_size is {batch_size}; expected at least 1")
         verb.check(self.run)
         encode = verb.inputs if isinstance(verb, TaskRows) else verb.encode

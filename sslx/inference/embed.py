@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -36,6 +37,7 @@ class Embed(OneRow):
     normalise: bool = True  # to length 1
 
     def __post_init__(self):
+        super().__post_init__()
         choose(self.pool, POOLS, "pool")
 
     @classmethod
@@ -62,6 +64,11 @@ class Embed(OneRow):
         if self.normalise:
             x = unit_vectors(x)
         return {"embedding": x.astype(jnp.float32)}
+
+    def width(self, run: LoadedRun) -> int:
+        """The length of its vectors."""
+        shortest = self.batch([Row([run.words.cls_id, run.words.sep_id])], [0], 2)
+        return jax.eval_shape(lambda batch: self.compute(run, run.variables, batch), shortest)["embedding"].shape[1]
 
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Embedded:
         return Embedded(arrays["embedding"], row.tokens_left_out)

@@ -45,6 +45,7 @@ class Fill(OneRow):
     top: int = 5  # guesses for each mask
 
     def __post_init__(self):
+        super().__post_init__()
         if self.top < 1:
             raise UserError(f"top is {self.top}; expected at least 1")
 

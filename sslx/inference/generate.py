@@ -44,6 +44,7 @@ class Generate(OneRow):
     seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.new_tokens < 1:
             raise UserError(f"new_tokens is {self.new_tokens}; expected at least 1")
         if not 0 <= self.seed < 1 << 31:

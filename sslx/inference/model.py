@@ -6,6 +6,7 @@ or ``[n, width]``). Each is compiled once for a shape, of which there are few.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sslx.config import load_class
+from sslx.config import checked, load_class
 from sslx.errors import UserError, choose
 from sslx.inference import VERBS
 from sslx.inference.answer import AnswerQuestion, Answers
@@ -28,7 +29,8 @@ from sslx.inference.tag import Tag, Tagged
 from sslx.inference.verb import InputError, Verb
 
 Texts = str | Sequence[str]
-TextsOrPairs = str | tuple[str, str] | Sequence[str | tuple[str, str]]
+Pair = tuple[str, str] | list[str]
+TextsOrPairs = str | Pair | Sequence[str | Pair]
 
 
 def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
@@ -41,7 +43,9 @@ def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
     Raises:
       UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
     """
-    return Model(load_run(os.fspath(run), step))
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"run is {run!r}; expected the folder of a run, such as 'runs/bert_mlm'")
+    return Model(load_run(os.fspath(run), checked(int | None, step, "step")))
 
 
 class Model:
@@ -67,7 +71,7 @@ class Model:
     def embed(
         self, texts: Texts, *, pool: str = "mean", normalise: bool = True, batch_size: int = 32
     ) -> Float[np.ndarray, "*n width"]:
-        """A vector a text.
+        """A vector a text; of no texts, an array of shape ``[0, width]``.
 
         Args:
           texts: One or many.
@@ -78,10 +82,12 @@ class Model:
         Raises:
           UserError: a text without a token.
         """
-        found = self._texts(Embed(pool, normalise), texts, batch_size)
+        verb = Embed(pool, normalise)
+        found = self._texts(verb, texts, batch_size)
         if not isinstance(found, list):
             return found.embedding
-        return np.stack([one.embedding for one in found]) if found else np.zeros((0, 0), np.float32)
+        vectors = [one.embedding for one in found]
+        return np.stack(vectors) if vectors else np.zeros((0, verb.width(self.run)), np.float32)
 
     def generate(
         self,
@@ -102,7 +108,7 @@ class Model:
         return self._texts(Generate(new_tokens, temperature, top_k, top_p, seed), prompts, batch_size)
 
     def classify(self, texts: TextsOrPairs, *, batch_size: int = 32) -> Classified | list[Classified]:
-        """Labels with probabilities. A pair is a tuple of two texts.
+        """Labels with probabilities. A pair is a tuple of two texts, or a list of two where the run takes pairs.
 
         Raises:
           UserError: a text without a token; a pair where the run has learned from single texts, or the reverse.
@@ -117,21 +123,25 @@ class Model:
         """
         return self._texts(Tag(), texts, batch_size)
 
-    def answer(self, *, question: Texts, context: Texts, top: int = 1, batch_size: int = 32) -> Answers | list[Answers]:
+    def answer(self, question: Texts, context: Texts, *, top: int = 1, batch_size: int = 32) -> Answers | list[Answers]:
         """Answers to questions, each about a context of its own or all about one.
 
         Raises:
           UserError: as many contexts as questions were expected, or one of them has no token.
         """
-        verb = AnswerQuestion(top)
-        if isinstance(question, str):
-            if not isinstance(context, str):
-                raise UserError("one question and several contexts; expected one context")
-            return self._answers(verb, [question], [context], batch_size)[0]
-        contexts = [context] * len(question) if isinstance(context, str) else list(context)
-        if len(contexts) != len(question):
-            raise UserError(f"{len(question)} questions and {len(contexts)} contexts; expected one for each")
-        return self._answers(verb, question, contexts, batch_size)
+        verb, alone = AnswerQuestion(top), isinstance(question, str)
+        questions = [question] if alone else _listed(question, "a question")
+        contexts = [context] * len(questions) if isinstance(context, str) else _listed(context, "a context")
+        if alone and not isinstance(context, str):
+            raise UserError("one question and several contexts; expected one context")
+        if len(contexts) != len(questions):
+            raise UserError(f"{len(questions)} questions and {len(contexts)} contexts; expected one for each")
+        for index, given in enumerate(zip(questions, contexts, strict=True)):
+            for name, text in zip(("question", "context"), given, strict=True):
+                if not isinstance(text, str):
+                    raise InputError(index, f"expected a {name}, got {_kind(text)}")
+        found = self._answers(verb, questions, contexts, batch_size)
+        return found[0] if alone else found
 
     def answers(self, verb: Verb, records: Sequence[Mapping[str, Any]], batch_size: int) -> Any:
         """An iterator over the answers to records, which hold the verb's fields.
@@ -164,21 +174,45 @@ class Model:
         return found
 
     def _texts(self, verb: Verb, texts: Texts, batch_size: int) -> Any:
-        alone = isinstance(texts, str | tuple)
-        records = []
-        for index, text in enumerate([texts] if alone else texts):
-            parts = text if isinstance(text, tuple) and "pair" in verb.optional else (text,)
-            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
-                raise InputError(index, f"expected a text, got {type(text).__name__}")
+        pairs, records = "pair" in verb.optional, []
+        alone = isinstance(texts, str) or (pairs and self._is_pair(texts))
+        for index, text in enumerate([texts] if alone else _listed(texts, "a text")):
+            parts = text if pairs and isinstance(text, tuple | list) else (text,)
+            if not all(isinstance(part, str) for part in parts):
+                raise InputError(index, f"expected a text, got {_kind(text)}")
+            if parts is text and len(parts) != 2:
+                raise InputError(index, f"expected a text or a pair of texts, got a {_kind(text)} of {len(parts)}")
             records.append(dict(zip(("text", "pair"), parts, strict=False)))
         found = list(self.answers(verb, records, batch_size))
         self._warn(verb, found)
         return found[0] if alone else found
 
+    def _is_pair(self, texts: Any) -> bool:
+        """Whether these are one pair; a list of texts is, if there are two and the run takes nothing but pairs."""
+        if isinstance(texts, list) and self.run.written["data"].get("pair_field"):
+            return len(texts) == 2 and all(isinstance(text, str) for text in texts)
+        return isinstance(texts, tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
+
     def _warn(self, verb: Verb, found: Sequence[Any]) -> None:
         count = sum(getattr(one, verb.counted) > 0 for one in found)
         if count:
             warnings.warn(f"{count} of {len(found)} {verb.note(self.run)}", stacklevel=4)
+
+
+def _listed(given: Any, one: str) -> list[Any]:
+    """The inputs that were given together.
+
+    Raises:
+      UserError: it is nothing of that kind.
+    """
+    if not isinstance(given, bytes | Mapping):
+        with contextlib.suppress(TypeError):  # what iterating over anything else raises
+            return list(given)
+    raise UserError(f"expected {one} or a list of them, got {_kind(given)}")
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def verb_class(name: str) -> type[Verb]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sslx.config import checked
 from sslx.data.packing import text_pairs_plan
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
@@ -53,6 +54,13 @@ class Verb(abc.ABC):
     @abc.abstractmethod
     def serves(cls, objective: Objective) -> bool:
         """Whether runs of an objective can do it."""
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            value = value.item() if isinstance(value, np.generic) else value
+            object.__setattr__(self, field.name, checked(hints[field.name], value, field.name))
 
     def check(self, run: LoadedRun) -> None:  # noqa: B027
         """Refuses options that do not fit the run.

@@ -145,6 +145,7 @@ class Architecture:
     fixed_ours: Mapping[str, Any]  # what they compute; anything else cannot go out
     repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys of theirs, written as another one is
     position_offset: bool = False
+    copies: tuple[str, ...] = ()  # names of theirs that tell nothing new: tied tables and numbers that can be counted
     left_out: frozenset[str] = frozenset()  # parts of our parameters that belong to training and not to the model
 
     def model_from(self, theirs: Mapping[str, Any], where: str) -> dict[str, Any]:

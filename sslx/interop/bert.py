@@ -64,4 +64,5 @@ BERT = Architecture(
     fields=FIELDS,
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute"},
     fixed_ours=FIXED_OURS,
+    copies=("bert.embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
 )

@@ -38,5 +38,6 @@ ELECTRA = Architecture(
     fields=FIELDS | {"embedding_size": "embed_width"},
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute"},
     fixed_ours={name: value for name, value in FIXED_OURS.items() if name != "embed_width"},
+    copies=("electra.embeddings.position_ids", "generator_lm_head.weight"),
     left_out=frozenset({"generator"}),
 )

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from sslx.config import build, load_class
 from sslx.data.tokenizer import load_tokenizer, vocabulary
 from sslx.errors import LISTED, UserError, first_line
-from sslx.interop.architecture import Architecture, Sizes, architecture, shapes_there, to_ours
+from sslx.interop.architecture import Architecture, Sizes, Tensor, architecture, shapes_there, to_ours
 from sslx.models import MODELS
 from sslx.models.vit import VitConfig
 from sslx.storage import local_copy
@@ -95,9 +95,7 @@ class PublishedFolder:
         self.check()
         tables = {"encoder": self.architecture.encoder}
         for head in self.architecture.heads:
-            tables |= {
-                part: table for part, table in head.parts.items() if all(row.theirs in self._tensors for row in table)
-            }
+            tables |= {part: table for part, table in head.parts.items() if self._has(table)}
         wanted = encoder_shapes(self._built, self.vocab_size)
         found = {}
         for part, table in tables.items():
@@ -105,6 +103,17 @@ class PublishedFolder:
             flat = to_ours(table, self._read, names, self.model["layers"], self.sizes)
             found[part] = traverse_util.unflatten_dict(flat, sep="/")
         return found
+
+    def unused(self) -> list[str]:
+        """The tensors that the architecture does not know, or that are of a head which is not there as a whole."""
+        heads = [table for head in self.architecture.heads for table in head.parts.values() if self._has(table)]
+        layers = self.model["layers"]
+        known = {name for table in (self.architecture.encoder, *heads) for row in table for name in row.names(layers)}
+        known |= {name.format(layer) for name in self.architecture.copies for layer in range(layers)}
+        return sorted(stored for name, (_, stored) in self._tensors.items() if name not in known)
+
+    def _has(self, table: tuple[Tensor, ...]) -> bool:
+        return all(row.theirs in self._tensors for row in table)
 
     def _read(self, name: str) -> np.ndarray:
         file, stored = self._tensors[name]

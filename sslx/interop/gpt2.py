@@ -46,6 +46,7 @@ GPT2 = Architecture(
         "attn_pdrop": "attention_dropout",
     },
     repeated={"embd_pdrop": "resid_pdrop"},
+    copies=(f"{THEIRS}.attn.bias", f"{THEIRS}.attn.masked_bias", "lm_head.weight"),  # the first two: the causal mask
     fixed_theirs={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,

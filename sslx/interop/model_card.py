@@ -1,17 +1,19 @@
 """The README.md of an exported model: what it is, what it learned from, how well, and how to use it.
 
 In: the run's config and its log. Out: Markdown with the front matter that the Hugging Face hub reads; the licence is
-left to whoever publishes.
+left to whoever publishes. Of a path on this machine's disks only the last part is told.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import sslx
+from sslx.train.run_folder import read_splits
 
 USES = {
     "hf": """```python
@@ -46,6 +48,21 @@ def last_metrics(run: Path, step: int) -> dict[str, float]:
     return found
 
 
+_LOCAL = re.compile(r"((?:\w+:)*)(?:~\w*)?/.*?([^/]*)/*")  # perhaps with a scheme: jsonl:/a/b.jsonl, scratch:/runs/a
+_REMOTE = re.compile(r"(?:\w+:)*\w+://.*")
+
+
+def without_folders(value: Any) -> Any:
+    """A config, or a part of it, in which absolute local paths are their last part."""
+    if isinstance(value, Mapping):
+        return {name: without_folders(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(part) for part in value]
+    if isinstance(value, str) and not _REMOTE.fullmatch(value) and (found := _LOCAL.fullmatch(value)):
+        return "".join(found.groups())
+    return value
+
+
 def model_card(
     run: Path, config: Mapping[str, Any], step: int, *, form: str, class_name: str, notes: Mapping[str, str]
 ) -> str:
@@ -61,15 +78,18 @@ def model_card(
     """
     part = "pretext" if "pretext" in config else "task"
     entry = {"pretext": "main", "task": "finetune"}[part]
-    data, metrics = config["data"], last_metrics(run, step)
+    # The optimizer's patterns of names may look like paths; it has none.
+    name, config = run.absolute().name, without_folders(config) | {"optimizer": config["optimizer"]}
+    data, metrics, splits = config["data"], last_metrics(run, step), read_splits(run)
+    train_split, eval_split = (splits.get(role, data[f"{role}_split"]) for role in ("train", "eval"))
     rows = {
         "model": f"{config['model']['name']}{f', {class_name}' if class_name else ''}",
         "objective": config[part]["name"],
-        "data": f"{data['source']}, split {data['train_split']}",
+        "data": f"{data['source']}, split {train_split}",
         "started from": config["init"] or "random parameters",
         "steps": f"{step:,} of {config['batch_size']:,} rows",
         **{f"held-out {name.removeprefix('eval/')}": f"{v:.4f}" for name, v in metrics.items() if name != "step"},
-        "held-out rows": f"split {data['eval_split']}, at step {metrics['step']:,}" if metrics else "not evaluated",
+        "held-out rows": f"split {eval_split}, at step {metrics['step']:,}" if metrics else "not evaluated",
         **notes,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -81,7 +101,7 @@ library_name: {library}
 tags: [sslx]
 ---
 
-# {run.name}
+# {name}
 
 Trained with sslx {sslx.__version__}.
 
@@ -92,9 +112,9 @@ Trained with sslx {sslx.__version__}.
 {use}
 
 Trained by `python -m sslx.{entry}` with this config, and exported by
-`python -m sslx.export --run={run} --format={form} --step={step} --out=FOLDER`:
+`python -m sslx.export --run={name} --format={form} --step={step} --out=FOLDER`:
 
 ```json
-{json.dumps(dict(config), indent=2)}
+{json.dumps(config, indent=2)}
 ```
 """

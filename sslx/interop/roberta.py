@@ -33,5 +33,6 @@ ROBERTA = Architecture(
     fields=FIELDS,
     fixed_theirs=FIXED_THEIRS | {"position_embedding_type": "absolute", "type_vocab_size": 1},
     fixed_ours=FIXED_OURS | {"token_types": 1},
+    copies=("roberta.embeddings.position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias"),
     position_offset=True,
 )

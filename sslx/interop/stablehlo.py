@@ -6,7 +6,8 @@ is a head; for any number of rows, on CPU, GPU and TPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,20 @@ def write(
     for name, function in functions.items():
         if name == "logits" and jax.eval_shape(function, inputs) is None:
             continue
-        exported = export.export(jax.jit(function), platforms=PLATFORMS)(inputs)
+        with _without_places():
+            exported = export.export(jax.jit(function), platforms=PLATFORMS)(inputs)
         (folder / f"{name}.stablehlo").write_bytes(exported.serialize())
         given = ", ".join(f"{key} {leaf.dtype}{list(leaf.shape)}" for key, leaf in inputs.items())
         written[f"{name}.stablehlo"] = f"{given} -> {exported.out_avals[0].str_short()}"
     return written
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Leaves out of what is lowered where its source lies, which are paths on this machine."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)

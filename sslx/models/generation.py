@@ -7,6 +7,7 @@ and the row's id alone, not on the other rows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ class Sampling:
     top_p: float = 1.0  # only the likeliest that together have this probability (arXiv 1904.09751)
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}; expected 0 (greedy) or a number above it")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; expected at least 1")
         if not 0 < self.top_p <= 1:

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from sslx.config import build
 from sslx.data.questions import (
     KEPT,
     Question,
@@ -36,9 +35,9 @@ from sslx.errors import UserError
 from sslx.models.bert import BertConfig
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
-from sslx.models.text import build_text_model, pooled
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.objective import Batch, Mean, Out, Report, Term, Variables
 from sslx.tasks.squad_scores import best_threshold, exact_match, f1
+from sslx.tasks.text import TextTask
 
 CANDIDATES = 20  # spans a window offers
 IMPOSSIBLE = -1e9  # the logit of a place that no answer can begin or end at
@@ -99,18 +98,17 @@ class QuestionAnswerer(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(Objective):
+class QuestionAnswering(TextTask):
     """The objective of ``config.task.name = "question_answering"``."""
 
-    task: QuestionAnsweringConfig
-    model: BertConfig
+    task_config = QuestionAnsweringConfig
+    data_config = QuestionsConfig
+    models = ("bert",)  # a causal model's [CLS] has seen nothing that could tell whether there is an answer
+
     data: QuestionsConfig
-    vocab_size: int
     unanswerable: bool  # whether a question may have no answer, as in SQuAD v2
-    tokenizer: Any = dataclasses.field(repr=False)
     held_out: tuple[QuestionRows, ...] = dataclasses.field(default=(), repr=False)  # texts to score against
 
-    scored = True
     head_reads = "spans"
 
     @classmethod
@@ -121,29 +119,19 @@ class QuestionAnswering(Objective):
         data = prepare_questions(data_config, tokenizer)
         held_out = tuple(rows for rows in (data.eval, data.test) if rows is not None)
         unanswerable = data.kept[KEPT]["unanswerable"]
-        return cls(task, model, data_config, data.vocabulary.size, unanswerable, data.tokenizer, held_out), data
+        return cls(task, model, data.vocabulary.size, data.tokenizer, data_config, unanswerable, held_out), data
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[QuestionAnswering, dict[str, jax.ShapeDtypeStruct]]:
         task, model, data_config = cls._built(config)
-        return cls(task, model, data_config, data_config.vocab_size, True, None), abstract_question_row(
-            data_config.seq_len
-        )
+        row = abstract_question_row(data_config.seq_len)
+        return cls(task, model, data_config.vocab_size, None, data_config, True), row
 
     @classmethod
     def restored(cls, config: Mapping[str, Any], run: Path) -> QuestionAnswering:
         task, model, data_config = cls._built(config)
         tokenizer, words = saved_tokenizer(run)
-        return cls(task, model, data_config, words.size, saved_unanswerable(run), tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[QuestionAnsweringConfig, BertConfig, QuestionsConfig]:
-        task = build(QuestionAnsweringConfig, config["task"], "config.task")
-        data_config = build(QuestionsConfig, config["data"], "config.data")
-        # A causal model's [CLS] has seen nothing that could tell whether there is an answer.
-        model = build_text_model(config["model"], data_config.seq_len, ("bert",))
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        return task, model, data_config
+        return cls(task, model, words.size, tokenizer, data_config, saved_unanswerable(run))
 
     @property
     def module(self) -> QuestionAnswerer:
@@ -194,7 +182,7 @@ class QuestionAnswering(Objective):
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        return {"params": self.module.init(key, viewed, deterministic=True)["params"], "state": {}}
+        return super().init(key, viewed)
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"answer": jnp.ones(batch["tokens"].shape[0], jnp.float32)}}
@@ -210,14 +198,6 @@ class QuestionAnswering(Objective):
         )
         accuracy = Mean(jnp.sum(weights * right.astype(jnp.float32)), jnp.sum(weights))
         return Out({"answer": Term(jnp.sum(weights * losses / 2))}, {"window_accuracy": accuracy})
-
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        encoder = self.model.encoder(self.vocab_size).bind(variables)
-        return pooled(encoder, batch, "mean", deterministic=True)
 
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length 2"]:
         """Of each token, that the answer begins and that it ends there."""

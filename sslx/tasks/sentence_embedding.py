@@ -27,14 +27,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.stats import rankdata
 
-from sslx.config import build
 from sslx.data.sentences import NEGATIVE, PAIR, abstract_sentence_row, prepare_sentences
 from sslx.data.text import PreparedText, TextConfig, saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
 from sslx.models.pooling import unit_vectors
-from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.models.text import TextModelConfig, check_pool, pooled
+from sslx.objective import Batch, Mean, Out, Report, Term, Variables
+from sslx.tasks.text import TextTask
 
 COMPARED = 4096  # rows that uniformity compares with each other
 
@@ -53,8 +53,8 @@ class SentenceEmbeddingConfig:
 
     def __post_init__(self):
         choose(self.pool, ("mean", "first", "last"), "config.task.pool")
-        if not self.temperature > 0:
-            raise UserError(f"config.task.temperature is {self.temperature}; expected more than 0")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"config.task.temperature is {self.temperature}; expected more than 0, and finite")
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.task.dropout is {self.dropout}; expected 0 or a share below 1")
         if not self.pair_field and self.dropout == 0:
@@ -90,18 +90,19 @@ class SentenceEncoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class SentenceEmbedding(Objective):
+class SentenceEmbedding(TextTask):
     """The objective of ``config.task.name = "sentence_embedding"``."""
 
-    task: SentenceEmbeddingConfig
-    model: TextModelConfig
-    vocab_size: int
+    task_config = SentenceEmbeddingConfig
+
     batch_size: int
-    tokenizer: Any = dataclasses.field(repr=False)  # decodes tokens in ``show``
     scores: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)  # of the scored pairs
 
     scope = "batch"
-    scored = True
+
+    @classmethod
+    def check(cls, task: SentenceEmbeddingConfig, model: TextModelConfig, data_config: TextConfig) -> None:
+        check_pool(model, task.pool, "config.task.pool")
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SentenceEmbedding, PreparedText]:
@@ -113,28 +114,19 @@ class SentenceEmbedding(Objective):
             )
         data, pairs = prepare_sentences(data_config, task.fields, task.sts, tokenizer)
         scores = None if pairs is None else pairs.scores
-        return cls(task, model, data.vocabulary.size, config["batch_size"], data.tokenizer, scores), data
+        return cls(task, model, data.vocabulary.size, data.tokenizer, config["batch_size"], scores), data
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[SentenceEmbedding, dict[str, jax.ShapeDtypeStruct]]:
         task, model, data_config = cls._built(config)
         row = abstract_sentence_row(data_config.seq_len, ("", *task.fields))
-        return cls(task, model, data_config.vocab_size, config["batch_size"], None), row
+        return cls(task, model, data_config.vocab_size, None, config["batch_size"]), row
 
     @classmethod
     def restored(cls, config: Mapping[str, Any], run: Path) -> SentenceEmbedding:
         task, model, _ = cls._built(config)
         tokenizer, words = saved_tokenizer(run)
-        return cls(task, model, words.size, config["batch_size"], tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[SentenceEmbeddingConfig, TextModelConfig, TextConfig]:
-        task = build(SentenceEmbeddingConfig, config["task"], "config.task")
-        data_config = build(TextConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool, "config.task.pool")
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        return task, model, data_config
+        return cls(task, model, words.size, tokenizer, config["batch_size"])
 
     @property
     def module(self) -> SentenceEncoder:
@@ -159,13 +151,9 @@ class SentenceEmbedding(Objective):
         retrieved = Mean(jnp.sum(weights * hits), jnp.sum(weights))
         return Out({"contrast": Term(jnp.sum(weights * losses))}, {"accuracy": retrieved})
 
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        encoder = self.model.encoder(self.vocab_size).bind(variables)
-        return pooled(encoder, batch, self.task.pool, deterministic=True)
+    @property
+    def features(self) -> str:
+        return self.task.pool
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

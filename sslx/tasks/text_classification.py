@@ -8,90 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 from sklearn.metrics import classification_report, confusion_matrix, f1_score, matthews_corrcoef
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_labels, saved_tokenizer
-from sslx.errors import UserError, choose
-from sslx.models.bert import Pooler
-from sslx.models.layers import Dense, Dropout
+from sslx.data.text import PreparedText, TextConfig
+from sslx.errors import UserError
 from sslx.models.losses import softmax_cross_entropy
-from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.objective import Batch, Mean, Out, Report, Term
+from sslx.tasks.labelled_text import LabelledText, LabelledTextConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassificationConfig:
+class TextClassificationConfig(LabelledTextConfig):
     """``config.task`` of ``name="text_classification"``."""
 
     name: str = "text_classification"
-    pool: str = "mean"  # over tokens | first: tanh layer on the first token, as BERT does | last: for causal models
-    dropout: float = 0.1  # in the encoder and before the head, whatever pretraining used
     label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        choose(self.pool, ("mean", "first", "last"), "config.task.pool")
-
-
-class TextClassifier(nn.Module):
-    """Encoder, pooling, dropout, linear head."""
-
-    config: TextModelConfig
-    task: TextClassificationConfig
-    vocab_size: int
-    classes: int
-
-    def setup(self):
-        self.encoder = self.config.encoder(self.vocab_size)
-        if self.task.pool == "first":
-            self.pooler = Pooler(self.config)
-        self.drop = Dropout(self.task.dropout)
-        self.head = Dense(self.classes, ("embed", "types"))
-
-    def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch classes"]:
-        x = pooled(self.encoder, batch, self.task.pool, deterministic=deterministic)
-        if self.task.pool == "first":
-            x = self.pooler(x)
-        return self.head(self.drop(x, deterministic=deterministic)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification(Objective):
+class TextClassification(LabelledText):
     """The objective of ``config.task.name = "text_classification"``."""
 
-    task: TextClassificationConfig
-    model: TextModelConfig
-    vocab_size: int
-    label_names: tuple[str, ...]
-    tokenizer: Any  # decodes tokens in ``show``
-
-    scored = True
+    task_config = TextClassificationConfig
+    label_type, other = "class", "text_regression is for numbers"
 
     @classmethod
-    def prepare(
-        cls, config: Mapping[str, Any], tokenizer: str | None = None
-    ) -> tuple[TextClassification, PreparedText]:
-        """Builds objective and data from the written config.
-
-        Args:
-          config: The whole config, with ``data``, ``model`` and ``task``.
-          tokenizer: Folder of a tokenizer to use instead of ``config.data.tokenizer``.
-
-        Raises:
-          UserError: anything in the three parts that cannot be, or data without labels.
-        """
-        task, model, data_config = cls._built(config)
-        data = prepare_text(data_config, layout="documents", tokenizer_override=tokenizer, seed=config["seed"])
+    def check_labels(cls, data: PreparedText, data_config: TextConfig) -> None:
         if not data.label_names:
             raise UserError(
                 f"config.data.source {data_config.source!r} has no labels that are classes; "
@@ -101,42 +49,6 @@ class TextClassification(Objective):
             raise UserError(
                 f"config.data.source {data_config.source!r} has one label, {data.label_names[0]!r}; expected at least 2"
             )
-        return cls(task, model, data.vocabulary.size, data.label_names, data.tokenizer), data
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[TextClassification, dict[str, jax.ShapeDtypeStruct]]:
-        task, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "documents", label=np.int32, paired=bool(data_config.pair_field))
-        # How many classes there are, only the data knows; it matters to nothing but a small head.
-        return cls(task, model, data_config.vocab_size, ("a", "b"), None), row
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> TextClassification:
-        task, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(task, model, words.size, saved_labels(run), tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[TextClassificationConfig, TextModelConfig, TextConfig]:
-        task = build(TextClassificationConfig, config["task"], "config.task")
-        data_config = build(TextConfig, config["data"], "config.data")
-        if data_config.label_type != "class":
-            raise UserError(
-                f"config.data.label_type is {data_config.label_type!r}; text_classification expects 'class', and "
-                "config.task.name=text_regression is for numbers"
-            )
-        model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool, "config.task.pool")
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        return task, model, data_config
-
-    @property
-    def module(self) -> TextClassifier:
-        """The Linen module."""
-        return TextClassifier(self.model, self.task, self.vocab_size, len(self.label_names))
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"classification": jnp.ones(batch["tokens"].shape[0], jnp.float32)}}
@@ -149,29 +61,17 @@ class TextClassification(Objective):
         hits = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
         return Out({"classification": term}, {"accuracy": Mean(jnp.sum(weights * hits), jnp.sum(weights))})
 
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        encoder = self.model.encoder(self.vocab_size).bind(variables)
-        return pooled(encoder, batch, "last" if self.task.pool == "last" else "mean", deterministic=True)
-
-    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch classes"]:
-        return self.module.apply({"params": params}, batch, deterministic=True)
-
-    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
-        rows, length = batch_shapes["tokens"]
-        picked = None if self.task.pool == "mean" else 1
-        head = 2 * self.model.width * len(self.label_names)
-        return 3.0 * rows * (self.model.flops_per_row(length, picked) + head)
-
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
-        logits = self.module.apply({"params": params}, batch, deterministic=True)
-        return {"tokens": batch["tokens"], "logits": logits, "label": batch["label"]}
+        return {"tokens": batch["tokens"], "logits": self.logits(params, state, batch), "label": batch["label"]}
+
+    def guesses(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.argmax(predictions["logits"], axis=-1)
+
+    def in_words(self, label: Any) -> str:
+        return self.label_names[int(label)]
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-        labels, guesses = predictions["label"], np.argmax(predictions["logits"], axis=-1)
+        labels, guesses = predictions["label"], self.guesses(predictions)
         present = np.unique(np.concatenate([labels, guesses]))
         scores = {
             "macro_f1": f1_score(labels, guesses, labels=present, average="macro", zero_division=0),
@@ -181,31 +81,8 @@ class TextClassification(Objective):
             scores["f1"] = f1_score(labels, guesses, pos_label=1, zero_division=0)
         return {name: float(score) for name, score in scores.items()}
 
-    def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        return [
-            {
-                "text": self.tokenizer.decode(tokens[:40], skip_special_tokens=True),
-                "label": self.label_names[label],
-                "guess": self.label_names[int(np.argmax(logits))],
-            }
-            for tokens, logits, label in zip(
-                predictions["tokens"], predictions["logits"], predictions["label"], strict=True
-            )
-        ]
-
-    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        return [
-            {
-                "text": " ".join(self.tokenizer.convert_ids_to_tokens(tokens[segments > 0])),
-                "label": self.label_names[label],
-            }
-            for tokens, segments, label in zip(
-                *(batch[name] for name in ("tokens", "segment_ids", "label")), strict=True
-            )
-        ]
-
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
-        labels, guesses = predictions["label"], np.argmax(predictions["logits"], axis=-1)
+        labels, guesses = predictions["label"], self.guesses(predictions)
         present = np.unique(np.concatenate([labels, guesses]))
         names = [self.label_names[label] for label in present]
         options = dict(labels=present, target_names=names, zero_division=0)

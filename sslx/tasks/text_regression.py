@@ -8,102 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 from scipy.stats import pearsonr, spearmanr
 
-from sslx.config import build
-from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
-from sslx.errors import UserError, choose
-from sslx.models.text import TextModelConfig, build_text_model, check_pool, pooled
-from sslx.objective import Batch, Objective, Out, Report, Term, Variables
-from sslx.tasks.text_classification import TextClassifier
+from sslx.data.text import PreparedText, TextConfig
+from sslx.errors import UserError
+from sslx.objective import Batch, Out, Report, Term
+from sslx.tasks.labelled_text import LabelledText, LabelledTextConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TextRegressionConfig:
+class TextRegressionConfig(LabelledTextConfig):
     """``config.task`` of ``name="text_regression"``."""
 
     name: str = "text_regression"
-    pool: str = "mean"  # over tokens | first: tanh layer on the first token, as BERT does | last: for causal models
-    dropout: float = 0.1  # in the encoder and before the head, whatever pretraining used
-
-    def __post_init__(self):
-        choose(self.pool, ("mean", "first", "last"), "config.task.pool")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextRegression(Objective):
+class TextRegression(LabelledText):
     """The objective of ``config.task.name = "text_regression"``."""
 
-    task: TextRegressionConfig
-    model: TextModelConfig
-    vocab_size: int
-    tokenizer: Any  # decodes tokens in ``show``
-
-    scored = True
+    task_config = TextRegressionConfig
+    label_type, other = "number", "text_classification is for classes"
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[TextRegression, PreparedText]:
-        """Builds objective and data from the written config.
-
-        Args:
-          config: The whole config, with ``data``, ``model`` and ``task``.
-          tokenizer: Folder of a tokenizer to use instead of ``config.data.tokenizer``.
-
-        Raises:
-          UserError: anything in the three parts that cannot be, or data without numbers.
-        """
-        task, model, data_config = cls._built(config)
-        data = prepare_text(data_config, layout="documents", tokenizer_override=tokenizer, seed=config["seed"])
+    def check_labels(cls, data: PreparedText, data_config: TextConfig) -> None:
         label = data.train.fetch(np.zeros(1, np.int64)).get("label")
         if label is None or label.dtype != np.float32:
             raise UserError(
                 f"config.data.source {data_config.source!r} has no labels that are numbers; "
                 f"expected a column {data_config.label_field!r} (config.data.label_field)"
             )
-        return cls(task, model, data.vocabulary.size, data.tokenizer), data
-
-    @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[TextRegression, dict[str, jax.ShapeDtypeStruct]]:
-        task, model, data_config = cls._built(config)
-        row = abstract_row(data_config.seq_len, "documents", label=np.float32, paired=bool(data_config.pair_field))
-        return cls(task, model, data_config.vocab_size, None), row
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> TextRegression:
-        task, model, _ = cls._built(config)
-        tokenizer, words = saved_tokenizer(run)
-        return cls(task, model, words.size, tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[TextRegressionConfig, TextModelConfig, TextConfig]:
-        task = build(TextRegressionConfig, config["task"], "config.task")
-        data_config = build(TextConfig, config["data"], "config.data")
-        if data_config.label_type != "number":
-            raise UserError(
-                f"config.data.label_type is {data_config.label_type!r}; text_regression expects 'number', and "
-                "config.task.name=text_classification is for classes"
-            )
-        model = build_text_model(config["model"], data_config.seq_len)
-        check_pool(model, task.pool, "config.task.pool")
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        return task, model, data_config
-
-    @property
-    def module(self) -> TextClassifier:
-        """The Linen module: that of classification, with one output."""
-        return TextClassifier(self.model, self.task, self.vocab_size, 1)
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"squared_error": jnp.ones(batch["tokens"].shape[0], jnp.float32)}}
@@ -113,25 +53,15 @@ class TextRegression(Objective):
         error = jnp.square(output[:, 0] - batch["label"])
         return Out({"squared_error": Term(jnp.sum(batch["weights"]["squared_error"] * error))})
 
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        encoder = self.model.encoder(self.vocab_size).bind(variables)
-        return pooled(encoder, batch, "last" if self.task.pool == "last" else "mean", deterministic=True)
-
-    def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch 1"]:
-        return self.module.apply({"params": params}, batch, deterministic=True)
-
-    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
-        rows, length = batch_shapes["tokens"]
-        picked = None if self.task.pool == "mean" else 1
-        return 3.0 * rows * (self.model.flops_per_row(length, picked) + 2 * self.model.width)
-
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
-        output = self.module.apply({"params": params}, batch, deterministic=True)
-        return {"tokens": batch["tokens"], "output": output[:, 0], "label": batch["label"]}
+        output = self.logits(params, state, batch)[:, 0]
+        return {"tokens": batch["tokens"], "output": output, "label": batch["label"]}
+
+    def guesses(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+        return predictions["output"]
+
+    def in_words(self, label: Any) -> str:
+        return f"{label:.3g}"
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         found, wanted = np.float64(predictions["output"]), np.float64(predictions["label"])
@@ -141,18 +71,6 @@ class TextRegression(Objective):
             "pearson": float(pearsonr(found, wanted).statistic),
             "spearman": float(spearmanr(found, wanted).statistic),
         }
-
-    def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        return [
-            {
-                "text": self.tokenizer.decode(tokens[:40], skip_special_tokens=True),
-                "label": f"{label:.3g}",
-                "guess": f"{output:.3g}",
-            }
-            for tokens, output, label in zip(
-                predictions["tokens"], predictions["output"], predictions["label"], strict=True
-            )
-        ]
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
         found, wanted = np.float64(predictions["output"]), np.float64(predictions["label"])

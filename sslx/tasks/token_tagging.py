@@ -19,16 +19,16 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from sklearn.metrics import classification_report
 
-from sslx.config import build
 from sslx.data.records import PreparedRecords
 from sslx.data.tagged_words import NO_TAG, TaggedRows, TaggedWordsConfig, abstract_tagged_row, prepare_tagged_words
 from sslx.data.text import saved_labels, saved_tokenizer
 from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
-from sslx.models.text import TextModelConfig, build_text_model, pooled
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.models.text import TextModelConfig
+from sslx.objective import Batch, Mean, Out, Report, Term
 from sslx.tasks.entities import are_entities, entity_scores
+from sslx.tasks.text import TextTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +58,15 @@ class TokenTagger(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenTagging(Objective):
+class TokenTagging(TextTask):
     """The objective of ``config.task.name = "token_tagging"``."""
 
-    task: TokenTaggingConfig
-    model: TextModelConfig
-    vocab_size: int
+    task_config = TokenTaggingConfig
+    data_config = TaggedWordsConfig
+
     seq_len: int
     label_names: tuple[str, ...]
-    tokenizer: Any  # of sentences to tag, and of those shown
 
-    scored = True
     head_reads = "tokens"
 
     @classmethod
@@ -80,28 +78,20 @@ class TokenTagging(Objective):
                 f"the tags of config.data.source {data_config.source!r} ({', '.join(names[:5])}) begin no entities "
                 "(B-X, I-X); for other tags see configs/finetune/token_tagging.py:tags=pos"
             )
-        return cls(task, model, data.vocabulary.size, data_config.seq_len, names, data.tokenizer), data
+        return cls(task, model, data.vocabulary.size, data.tokenizer, data_config.seq_len, names), data
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[TokenTagging, dict[str, jax.ShapeDtypeStruct]]:
         task, model, data_config = cls._built(config)
         row = abstract_tagged_row(data_config.seq_len)
         # How many tags there are, only the data knows; it matters to nothing but a small head.
-        return cls(task, model, data_config.vocab_size, data_config.seq_len, ("B-X", "I-X", "O"), None), row
+        return cls(task, model, data_config.vocab_size, None, data_config.seq_len, ("B-X", "I-X", "O")), row
 
     @classmethod
     def restored(cls, config: Mapping[str, Any], run: Path) -> TokenTagging:
         task, model, data_config = cls._built(config)
         tokenizer, words = saved_tokenizer(run)
-        return cls(task, model, words.size, data_config.seq_len, saved_labels(run), tokenizer)
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[TokenTaggingConfig, TextModelConfig, TaggedWordsConfig]:
-        task = build(TokenTaggingConfig, config["task"], "config.task")
-        data_config = build(TaggedWordsConfig, config["data"], "config.data")
-        model = build_text_model(config["model"], data_config.seq_len)
-        model = dataclasses.replace(model, dropout=task.dropout, attention_dropout=task.dropout)
-        return task, model, data_config
+        return cls(task, model, words.size, tokenizer, data_config.seq_len, saved_labels(run))
 
     @property
     def module(self) -> TokenTagger:
@@ -129,9 +119,6 @@ class TokenTagging(Objective):
                 tags[words[place]] = self.label_names[predictions["guesses"][row, place]]
         return tagged
 
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
-
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"tagging": (batch["tags"] != NO_TAG).astype(jnp.float32)}}
 
@@ -141,14 +128,6 @@ class TokenTagging(Objective):
         term = Term(jnp.sum(weights * softmax_cross_entropy(logits, tags)))
         hits = (jnp.argmax(logits, axis=-1) == tags).astype(jnp.float32)
         return Out({"tagging": term}, {"accuracy": Mean(jnp.sum(weights * hits), jnp.sum(weights))})
-
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        encoder = self.model.encoder(self.vocab_size).bind(variables)
-        return pooled(encoder, batch, "mean", deterministic=True)
 
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length classes"]:
         return self.module.apply({"params": params}, batch, deterministic=True)

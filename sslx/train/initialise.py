@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from sslx.config import load_class
 from sslx.errors import UserError
-from sslx.interop.folder import PublishedFolder, is_published
+from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.objective import Objective
 from sslx.storage import check
 from sslx.train.checkpoint import read_variables
@@ -48,6 +48,10 @@ class RunFolder:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.model, self.tokenizer = config["model"], folder / "tokenizer"
         self._folder, self._config = folder, config
+
+    def unused(self) -> list[str]:
+        """Tensors of no known meaning: none."""
+        return []
 
     def params(self) -> dict[str, Any]:
         """Parameters of the newest checkpoint as host arrays: ``encoder``, and the parts beside it.
@@ -119,7 +123,8 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
     Raises:
       UserError: no run there, or parameters are missing, of another shape or not finite; names each.
     """
-    given = open_start(folder).params()
+    start = open_start(folder)
+    given = start.params()
     found = traverse_util.flatten_dict(given["encoder"], sep="/")
     wanted = traverse_util.flatten_dict(dict(abstract_params["encoder"]), sep="/")
     problems = []
@@ -137,6 +142,8 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
         raise UserError(f"config.init {str(folder)!r} does not fit the model; {'; '.join(problems)}")
     extra = sorted(set(found) - set(wanted))
     notes = [f"config.init {folder}: unused parameters {', '.join(extra)}"] if extra else []
+    if unknown := start.unused():
+        notes.append(f"config.init {folder}: tensors that find no use: {listed(unknown)}")
     encoder = {name: np.asarray(found[name], wanted[name].dtype) for name in wanted}
     taken = {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}
     for part in (part for part in PRETRAINED if part in given and part in abstract_params):

@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path as LocalPath
 from typing import Any
 
 import filelock
@@ -62,6 +63,18 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     write_text(Path(run) / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def write_splits(folder: LocalPath, statistics: Mapping[str, Any]) -> None:
+    """Writes ``splits.json``: the split of each role as it is, which the config may leave to the data to decide."""
+    roles = {role: statistics[f"{role}_split"] for role in ("train", "eval", "test") if f"{role}_split" in statistics}
+    (folder / "splits.json").write_text(json.dumps(roles) + "\n", encoding="utf8")
+
+
+def read_splits(run: Path) -> dict[str, str]:
+    """What `write_splits` has written into a run; {} in one that is older."""
+    file = Path(run) / "splits.json"
+    return json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
 
 
 def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from sslx.data.block_cache import THREADS, read_range
+from sslx.data.row_writer import write_rows
 from sslx.data.rows import RowOrder, TextRows
-from sslx.data.stored_rows import StoredRows, open_rows, write_rows
+from sslx.data.stored_rows import StoredRows, open_rows
 from sslx.data.text import TextConfig, prepare_text
 
 LATENCY, BYTES_PER_SECOND = 0.030, 100e6

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from sslx.data import stored_rows
+from sslx.data import row_writer
 from sslx.data.batches import EvalBatches, TrainBatches
 from sslx.data.block_cache import read_range
+from sslx.data.row_writer import write_rows
 from sslx.data.sources import open_collection
-from sslx.data.stored_rows import BLOCK_ROWS, StoredRows, open_rows, positions_of, write_rows
+from sslx.data.stored_rows import BLOCK_ROWS, StoredRows, open_rows, positions_of
 from sslx.data.text import TextConfig, prepare_text
 from sslx.errors import Unavailable, UserError
 
@@ -78,7 +79,7 @@ def assert_same_rows(written, read):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shard_bytes", [1 << 28, 3 * 256 * 16 * 3])
 def test_what_is_read_equals_what_was_written(prepare, tmp_path, monkeypatch, layout, shard_bytes):
-    monkeypatch.setattr(stored_rows, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(row_writer, "SHARD_BYTES", shard_bytes)
     written = prepare(layout)
     write_rows(written, tmp_path / "rows")
     read = prepare(layout, source=f"rows:{tmp_path}/rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -17,9 +18,9 @@ from transformers import BertTokenizer, RobertaTokenizer
 
 from sslx.data import tokens as tokens_module
 from sslx.data.packing import text_pairs_plan
+from sslx.data.row_writer import write_rows
 from sslx.data.rows import TextRows
 from sslx.data.sources import open_source
-from sslx.data.stored_rows import write_rows
 from sslx.data.text import TextConfig, prepare_text
 from sslx.data.token_shards import Workers
 from sslx.data.tokenizer import vocabulary
@@ -172,3 +173,6 @@ def test_what_cannot_be_is_refused(sources, tmp_path):
     config = TextConfig("tfds:secret", train_split="a[:2]", eval_split="a[2:]", test_split="test", **here)
     with pytest.raises(UserError, match=r"split 'test' of tfds:secret has 4 records without a label \(-1\)"):
         prepare_text(config, layout="documents")
+    assert (
+        prepare_text(dataclasses.replace(config, test_split=""), layout="documents").statistics["unread_splits"] == []
+    )

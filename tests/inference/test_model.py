@@ -272,13 +272,50 @@ def test_what_cannot_be_is_said_in_a_line(masked, causal, classifier, tmp_path):
         r"top is 99999; expected at most 512": lambda: masked.fill("[MASK]", top=99999),
         r"new_tokens is 0": lambda: causal.generate("a", new_tokens=0),
         r"temperature is -1": lambda: causal.generate("a", temperature=-1.0),
+        r"temperature is nan; expected 0 \(greedy\) or a": lambda: causal.generate("a", temperature=float("nan")),
+        r"temperature is inf": lambda: causal.generate("a", temperature=float("inf")),
+        r"top_p is nan": lambda: causal.generate("a", top_p=float("nan")),
         r"batch_size is 0": lambda: masked.embed("a", batch_size=0),
         r"no run in": lambda: sslx.load(tmp_path / "nothing"),
+        # Of another type.
+        r"^expected a text or a list of them, got None$": lambda: masked.fill(None),
+        r"^expected a text or a list of them, got int$": lambda: masked.embed(3),
+        r"^expected a text or a list of them, got dict$": lambda: masked.embed({"text": "a"}),
+        r"^expected a text or a list of them, got bytes$": lambda: classifier.classify(b"a"),
+        r"^input 1: expected a text, got None$": lambda: classifier.classify(["a", None]),
+        r"^input 0: expected a text or a pair of texts, got a list of 3$": lambda: classifier.classify([["a"] * 3]),
+        r"^input 0: expected a text or a pair of texts, got a tuple of 1$": lambda: classifier.classify(("a",)),
+        r"^top is 2.5; expected int$": lambda: masked.fill("[MASK]", top=2.5),
+        r"^top is True; expected int$": lambda: masked.fill("[MASK]", top=True),
+        r"^new_tokens is None; expected int$": lambda: causal.generate("a", new_tokens=None),
+        r"^temperature is 'warm'; expected float$": lambda: causal.generate("a", temperature="warm"),
+        r"^pool is 1; expected str$": lambda: masked.embed("a", pool=1),
+        r"^normalise is 'no'; expected bool$": lambda: masked.embed("a", normalise="no"),
+        r"^batch_size is '8'; expected int$": lambda: masked.embed("a", batch_size="8"),
+        r"^run is None; expected the folder of a run": lambda: sslx.load(None),
+        r"^run is 3; expected the folder of a run": lambda: sslx.load(3),
+        r"^step is 'best'; expected int$": lambda: sslx.load(tmp_path, step="best"),
     }
     for expected, call in cases.items():
         with pytest.raises(UserError, match=expected):
             call()
-    assert masked.embed([]).shape[0] == 0
+
+
+def test_many_texts_may_be_any_list(masked, causal, classifier):
+    expected = masked.embed(TEXTS[:2])
+    for texts in (tuple(TEXTS[:2]), np.array(TEXTS[:2]), iter(TEXTS[:2])):
+        np.testing.assert_array_equal(masked.embed(texts), expected)
+    assert masked.fill([]) == masked.fill(()) == classifier.classify([]) == classifier.classify(()) == []
+    assert masked.fill(MASKED[0], top=np.int64(3)) == masked.fill(MASKED[0], top=3)
+    with warnings.catch_warnings(action="ignore"):
+        assert causal.generate("a", temperature=0) == causal.generate("a", temperature=0.0)
+
+
+@pytest.mark.parametrize(("model", "pools"), {"masked": ("mean", "first", "last", "own"), "causal": ("own",)}.items())
+def test_no_texts_are_no_vectors_of_the_width(request, model, pools):
+    for pool in pools:
+        found = request.getfixturevalue(model).embed([], pool=pool)
+        assert (found.shape, found.dtype) == ((0, 32), np.float32)
 
 
 def test_a_run_without_what_it_needs_is_refused(trained, tmp_path):

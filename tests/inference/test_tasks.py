@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -111,6 +112,18 @@ def test_answers_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
         model.answer(question=questions, context=contexts[:2])
     with pytest.raises(UserError, match="top is 0"):
         model.answer(question="who", context="anna", top=0)
+    assert model.answer(questions[1], contexts[1], top=3) == model.answer(
+        question=questions[1], context=contexts[1], top=3
+    )
+    for said, given in {
+        "expected a question or a list of them, got None": (None, "anna"),
+        "expected a context or a list of them, got int": ("who", 3),
+        "one question and several contexts; expected one context": ("who", ["anna", "bob"]),
+        "input 1: expected a question, got tuple": (["who", ("a", "b")], "anna"),
+        "input 0: expected a context, got None": (["who", "where"], [None, "anna"]),
+    }.items():
+        with pytest.raises(UserError, match=f"^{said}$"):
+            model.answer(*given)
 
 
 def test_pairs_are_seen_as_in_fine_tuning(make):
@@ -136,6 +149,10 @@ def test_pairs_are_seen_as_in_fine_tuning(make):
         found = model.classify(pairs)
     for one, probabilities in zip(found, expected, strict=True):
         np.testing.assert_allclose([one.probabilities[name] for name in ("no", "yes")], probabilities, rtol=1e-4)
+    with warnings.catch_warnings(action="ignore"):
+        assert model.classify([list(pair) for pair in pairs]) == found
+        assert model.classify(list(pairs[0])) == model.classify(pairs[0])
+        assert [model.classify(pairs[0])] == model.classify(pairs[:1])
     with pytest.raises(UserError, match="input 1: no second text; the run has learned from pairs"):
         model.classify([("a", "b"), "a"])
 

@@ -49,6 +49,35 @@ def test_missing_and_reshaped_tensors_are_named(golden, published):
     assert said.endswith("transformer.h.0.attn.c_attn.weight [32, 95] there, [32, 96] expected")
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_tensors_that_find_no_use_are_one_note(golden, published, bare):
+    weights = dict(golden("bert").weights)
+    if bare:  # as the class without a head is saved
+        prefix = "bert."
+        weights = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+    start = "" if bare else "bert."
+    one = np.zeros(1, np.float32)
+    # A table of numbers that can be counted is no news; layers beyond the config's, others and half a head are.
+    more = [f"{start}embeddings.position_ids", f"{start}encoder.layer.9.output.dense.bias", "adapter.down"]
+    folder = Path(published("bert", weights=weights | dict.fromkeys(more, one)))
+    encoder = PublishedFolder(folder).params()["encoder"]
+    _, notes = load_encoder({"encoder": encoder}, folder)
+    assert notes == [f"config.init {folder}: tensors that find no use: {', '.join(sorted(more[1:]))}"]
+
+
+def test_half_a_head_finds_no_use(golden, published):
+    weights = dict(golden("bert").weights)
+    del weights["cls.predictions.bias"]
+    folder = PublishedFolder(Path(published("bert", weights=weights)))
+    assert "mlm_head" not in folder.params()
+    assert folder.unused() == sorted(name for name in weights if name.startswith("cls.predictions.transform"))
+
+
+@pytest.mark.parametrize("name", ["bert", "electra", "gpt2", "roberta", "vit"])
+def test_all_that_transformers_writes_is_known(published, name):
+    assert PublishedFolder(Path(published(name))).unused() == []
+
+
 def test_a_tokenizer_that_is_larger_than_the_embedding(published):
     said = refused(published("bert", tokens=123))
     assert "has 123 tokens and the embedding 120 rows" in said

@@ -208,7 +208,7 @@ def batch(data):
 def objective_with(data, dropout=0.0):
     model = dataclasses.replace(MODEL, dropout=dropout, attention_dropout=dropout)
     task, config = QuestionAnsweringConfig(), QuestionsConfig(**SETTINGS)
-    return QuestionAnswering(task, model, config, data.vocabulary.size, True, data.tokenizer, (data.eval,))
+    return QuestionAnswering(task, model, data.vocabulary.size, data.tokenizer, config, True, (data.eval,))
 
 
 def test_the_loss_is_over_the_context_and_cls(data, batch):

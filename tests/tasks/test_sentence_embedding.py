@@ -43,7 +43,7 @@ def batch(packed_rows):
 def objective_with(vocabulary, scores=None, **task):
     task = SentenceEmbeddingConfig(**task)
     model = dataclasses.replace(MODEL, dropout=task.dropout, attention_dropout=task.dropout)
-    return SentenceEmbedding(task, model, vocabulary.size, 16, None, scores)
+    return SentenceEmbedding(task, model, vocabulary.size, None, 16, scores)
 
 
 def parameters(objective, batch):
@@ -239,7 +239,7 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     for own, same, other in zip(*(texts(batch, prefix)[:10] for prefix in ("", PAIR, NEGATIVE)), strict=True):
         assert (same, other) == (plain(f"{own} again"), plain(f"never {own}"))
     task = SentenceEmbeddingConfig(pair_field="same", negative_field="other")
-    objective = SentenceEmbedding(task, MODEL, data.vocabulary.size, 16, data.tokenizer)
+    objective = SentenceEmbedding(task, MODEL, data.vocabulary.size, data.tokenizer, 16)
     shown = objective.preview(batch | {"row": np.arange(16)}, batch)[0]
     assert shown["pair"].startswith(shown["text"].removesuffix(" [SEP]"))
     assert set(shown) == {"text", "pair", "negative", "tokens"}
@@ -260,6 +260,8 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     [
         ({"pool": "lost"}, r"unknown config.task.pool 'lost'; did you mean 'last'"),
         ({"temperature": 0.0}, r"config.task.temperature is 0.0; expected more than 0"),
+        ({"temperature": float("nan")}, r"config.task.temperature is nan; expected more than 0"),
+        ({"temperature": float("inf")}, r"config.task.temperature is inf; expected more than 0"),
         ({"dropout": 0.0}, r"both views would be the same"),
         ({"negative_field": "c"}, r"config.task.negative_field is given without config.task.pair_field"),
     ],

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tfds_folders import write_tfds
 
 from sslx import finetune, main
 from sslx.errors import UserError
@@ -23,7 +25,7 @@ MODEL = BertConfig(layers=1, width=32, heads=4, mlp_width=64, max_length=32, dro
 
 
 def objective_with(vocabulary, **task):
-    return TextClassification(TextClassificationConfig(**task), MODEL, vocabulary.size, ("a", "b", "c"), None)
+    return TextClassification(TextClassificationConfig(**task), MODEL, vocabulary.size, None, ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_scores_are_those_of_all_rows_at_once(vocabulary):
 
 
 def test_of_two_classes_f1_is_that_of_the_second_as_glue_has_it(vocabulary):
-    objective = TextClassification(TextClassificationConfig(), MODEL, vocabulary.size, ("no", "yes"), None)
+    objective = TextClassification(TextClassificationConfig(), MODEL, vocabulary.size, None, ("no", "yes"))
     labels, guesses = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0, 0, 0])
     found = objective.score({"label": labels, "logits": np.eye(2)[guesses]})
     tp, fp, fn, tn = 2, 1, 1, 4
@@ -148,6 +150,22 @@ def test_pretraining_from_a_run_keeps_its_vocabulary(pretrained, tiny_config, tm
 def test_a_run_whose_name_begins_with_scratch_is_a_run():
     assert [from_scratch(init) for init in ("", "scratch", "scratch:runs/a")] == [True] * 3
     assert not from_scratch("scratch_bert")
+
+
+def test_a_test_split_that_is_not_read_is_told(pretrained, tiny_config, tmp_path, made_up_texts, capsys):
+    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(made_up_texts)]
+    write_tfds(tmp_path, "reviews", features, {"train": rows[:40], "test": rows[40:]})
+    settings = {"data.source": "tfds:reviews", "data.tfds_dir": str(tmp_path), "steps": 2, "optimizer.warmup_steps": 1}
+    settings["checkpoint.best_metric"] = "eval/loss"
+    note = "note: the data have a split 'test'; with --config.data.test_split=test the report at the end is on it\n"
+    finetune.main(classification(tiny_config, pretrained, **settings), tmp_path / "without")
+    assert note in capsys.readouterr().out
+    finetune.main(classification(tiny_config, pretrained, **settings, **{"data.test_split": "test"}), tmp_path / "with")
+    assert note not in capsys.readouterr().out
+    reports = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("without", "with"))
+    rows = [(report["split"], np.sum(report["confusion_matrix"])) for report in reports]
+    assert rows == [("eval", 4), ("test", 20)]
 
 
 def test_fine_tuning_reports_on_its_best_checkpoint(pretrained, tiny_config, tmp_path):

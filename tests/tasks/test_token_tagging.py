@@ -117,7 +117,7 @@ def test_a_words_tag_stands_on_its_first_piece(conll_folder):
             expected[owners.index(word)] = number
         assert batch["tags"][row].tolist() == expected
     assert owners.count(0) > 1
-    objective = TokenTagging(TokenTaggingConfig(), MODEL, data.vocabulary.size, 32, names, data.tokenizer)
+    objective = TokenTagging(TokenTaggingConfig(), MODEL, data.vocabulary.size, data.tokenizer, 32, names)
     shown = objective.preview(batch | {"row": np.arange(9)}, batch)
     for (_, tags), fields in zip(given, shown, strict=True):
         seen = [piece.rpartition("/")[2] for piece in fields["text"].split() if "/" in piece]
@@ -240,7 +240,7 @@ def test_bad_files_are_told_by_line(tmp_path):
 
 def objective_with(vocabulary, dropout=0.0):
     model = dataclasses.replace(MODEL, dropout=dropout, attention_dropout=dropout)
-    return TokenTagging(TokenTaggingConfig(), model, vocabulary.size, 24, NAMES, None)
+    return TokenTagging(TokenTaggingConfig(), model, vocabulary.size, None, 24, NAMES)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from entries import simulated, until
 from etils import epath
 
 from sslx import main
-from sslx.data.stored_rows import write_rows
+from sslx.data.row_writer import write_rows
 from sslx.data.token_shards import Workers
 from sslx.errors import UserError
 from sslx.prepare import prepare
