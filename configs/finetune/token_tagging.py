@@ -18,10 +18,10 @@ from sslx.tasks.token_tagging import TokenTaggingConfig
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    given = parse_argument(argument, "data", data="", tags="entities")
+    given = parse_argument(argument, "data", data="python_names", tags="entities")
     entities = choose(given["tags"], ("entities", "pos"), "tags") == "entities"
     config = experiment(
-        data=TaggedWordsConfig(given["data"], seq_len=128),
+        data=TaggedWordsConfig(given["data"], seq_len=128, test_split="test" if given["data"] == "python_names" else ""),
         model=BertConfig(),
         task=TokenTaggingConfig(),
     )

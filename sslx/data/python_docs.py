@@ -156,7 +156,7 @@ def extract() -> dict[str, str]:
         warnings.simplefilter("ignore")
         for label in (*PACKAGES, STANDARD_LIBRARY):
             for folder in _folders(label):
-                for path in _source_files(folder):
+                for path in source_files(folder):
                     for raw in docstrings(path.read_bytes()):
                         # Cleaning only shortens a text, and most are too short as they are.
                         if len(raw) >= MIN_CHARACTERS and len(text := clean(raw)) >= MIN_CHARACTERS:
@@ -215,7 +215,7 @@ def _folders(label: str) -> list[Path]:
     return folders
 
 
-def _source_files(root: Path) -> Iterator[Path]:
+def source_files(root: Path) -> Iterator[Path]:
     """The source files under a folder in sorted order; tests and other projects' copies left out."""
     for folder, children, files in os.walk(root):
         inside = Path(folder).relative_to(root.parent)
