@@ -4,7 +4,8 @@ Command:  python -m sslx.finetune --config=configs/finetune/question_answering.p
 Baseline: the same with --config.init=scratch:runs/bert_mlm --workdir=runs/scratch
 Data:     python_cloze, sentences of docstrings with a name blanked out that the rest of the docstring holds (a fifth
           are about names that it does not); or data=squad:FOLDER with train-v2.0.json and dev-v2.0.json, which become
-          the splits train and validation; other names are one split, of which 2 % are held out. Or data=tfds:squad/v2.0.
+          the splits train and validation; other names are one split, of which 2 % are held out; or
+          data=tfds:squad/v2.0
 Settings: a few minutes on two CPU cores for python_cloze. Otherwise BERT's for SQuAD: rows of 384, windows 128 apart,
           batches of 32, two to three epochs (88,000 rows each)
 """

@@ -94,8 +94,6 @@ def sentences(root: Path) -> dict[str, list[Tagged]]:
         warnings.simplefilter("ignore")  # old escapes in others' sources
         for path in source_files(root):
             module = path.relative_to(root).as_posix()
-            if "/site-packages/" in f"/{module}":
-                continue
             own = {" ".join(words): (words, tags) for words, tags in library.functions(path)}
             for text in sorted(own, key=_digest)[:MAX_FUNCTIONS]:
                 found.setdefault(text, (module, own[text]))
@@ -123,9 +121,9 @@ def _digest(text: str) -> str:
 
 
 class Import(NamedTuple):
-    """A name that another module's file has."""
+    """What ``from module import name`` binds; the module is where its file would be, without ``.py``."""
 
-    file: Path
+    module: Path
     name: str
 
 
@@ -161,13 +159,19 @@ class Library:
         return "CLASS" if isinstance(value, type) else "FUNCTION" if callable(value) else "GLOBAL"
 
     def _resolved(self, file: Path, name: str, seen: frozenset[tuple[Path, str]]) -> str | None:
-        if (file, name) in seen:  # modules may import from one another in circles
-            return None
-        kinds = set()
-        for bound in self._bindings_of(file).get(name, {None}):
-            follow = isinstance(bound, Import)
-            kinds.add(self._resolved(bound.file, bound.name, seen | {(file, name)}) if follow else bound)
+        seen |= {(file, name)}
+        kinds = {self._followed(bound, seen) for bound in self._bindings_of(file)[name]}
         return kinds.pop() if len(kinds) == 1 else None
+
+    def _followed(self, bound: str | Import | None, seen: frozenset[tuple[Path, str]] = frozenset()) -> str | None:
+        """The kind of what a statement binds."""
+        if not isinstance(bound, Import):
+            return bound
+        file, module = _file_of(bound.module), bound.module
+        # Modules may import from one another in circles, and a package what lies in its own folder.
+        if file is not None and bound.name in self._bindings_of(file) and (file, bound.name) not in seen:
+            return self._resolved(file, bound.name, seen)
+        return "MODULE" if module.is_dir() and _file_of(module / bound.name) else None
 
     def _bindings_of(self, file: Path) -> dict[str, set[str | Import | None]]:
         """What a module's statements outside of functions bind, and all that each name is bound to."""
@@ -184,24 +188,16 @@ class Library:
             for alias in statement.names:
                 yield alias.asname or alias.name.partition(".")[0], "MODULE"
         elif isinstance(statement, ast.ImportFrom):
+            folder = file.parents[statement.level - 1] if statement.level else self._root
+            module = folder.joinpath(*(statement.module or "").split("."))
             for alias in statement.names:
-                yield alias.asname or alias.name, self._imported(statement, alias.name, file)
+                yield alias.asname or alias.name, Import(module, alias.name)
         elif isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
             yield statement.name, "CLASS" if isinstance(statement, ast.ClassDef) else "FUNCTION"
         elif isinstance(statement, ast.Match):
             yield _STAR, None
         else:
             yield from ((name, "GLOBAL") for name in _assigned(statement))
-
-    def _imported(self, statement: ast.ImportFrom, name: str, file: Path) -> str | Import | None:
-        """What ``from module import name`` brings, by the module's source."""
-        folder = file.parents[statement.level - 1] if statement.level else self._root
-        module = folder.joinpath(*(statement.module or "").split("."))
-        source = _file_of(module)
-        # The folder of a file's own package, asked for a module beside it, does not look into itself.
-        if source is not None and source != file and name in self._bindings_of(source):
-            return Import(source, name)
-        return "MODULE" if module.is_dir() and _file_of(module / name) else None
 
     def _tags_of_places(
         self, file: Path, function: ast.FunctionDef, of_class: frozenset[str], lines: list[str]
@@ -246,10 +242,10 @@ class Library:
     def _own_names(self, file: Path, inner: list[ast.AST], parameters: set[str]) -> dict[str, str | None] | None:
         """What the names are that a function binds; None if one of them is two things."""
         assigned = {name for node in inner for name in _names_bound(node)} - parameters
-        imported = [pair for n in inner if isinstance(n, ast.Import | ast.ImportFrom) for pair in self._bound_by(n, file)]
-        own = dict.fromkeys(parameters, "PARAMETER") | dict.fromkeys(assigned, "VARIABLE")
-        for name, bound in imported:
-            kind = self._resolved(bound.file, bound.name, frozenset()) if isinstance(bound, Import) else bound
+        own: dict[str, str | None] = dict.fromkeys(parameters, "PARAMETER") | dict.fromkeys(assigned, "VARIABLE")
+        imports = [node for node in inner if isinstance(node, ast.Import | ast.ImportFrom)]
+        for name, bound in (pair for node in imports for pair in self._bound_by(node, file)):
+            kind = self._followed(bound)
             if name == _STAR or own.setdefault(name, kind) != kind:
                 return None
         elsewhere = _BUILTINS | set(self._bindings_of(file))
@@ -311,7 +307,9 @@ def _head(function: ast.FunctionDef, tokens: list[tokenize.TokenInfo], tags: dic
     return (words, found) if None not in found else None
 
 
-def _functions_in(body: Iterable[ast.AST], of_class: frozenset[str]) -> Iterator[tuple[ast.FunctionDef, frozenset[str]]]:
+def _functions_in(
+    body: Iterable[ast.AST], of_class: frozenset[str]
+) -> Iterator[tuple[ast.FunctionDef, frozenset[str]]]:
     """A body's functions and its classes' methods, with the names that the class around each binds."""
     for statement in _statements(body):
         if isinstance(statement, _FUNCTIONS):

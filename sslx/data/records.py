@@ -1,9 +1,9 @@
 """Records of tasks that need more than a text and a label: tagged words, questions. They are held in memory.
 
-In: a source spec whose scheme one of the task's parsers reads, a prepared TFDS dataset, or the name of a set that a task
-makes from what is installed (`Embedded`). Out: a `Collection` that is
-sliced as any other, and what an objective and the loop need of the rows made from it (`PreparedRecords`). A record is a
-dict with what its parser found and ``text``, all of its text, for a tokenizer that is trained on it.
+In: a source spec whose scheme one of the task's parsers reads, the name of a set that the task makes from what is
+installed (`Embedded`), or a prepared TFDS dataset. Out: a `Collection` that is sliced as any other, and what an
+objective and the loop need of the rows made from it (`PreparedRecords`). A record is a dict with what its parser found
+and ``text``, all of its text, for a tokenizer that is trained on it.
 
 Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
 ``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.
