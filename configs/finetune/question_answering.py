@@ -21,15 +21,15 @@ from sslx.tasks.question_answering import QuestionAnsweringConfig
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     source = parse_argument(argument, "data", data="python_cloze")["data"]
     embedded = source == "python_cloze"
-    small = dict(test_split="test", seq_len=128, doc_stride=48, max_question_length=48) if embedded else {}
+    small = dict(test_split="test", seq_len=96, doc_stride=32, max_question_length=40) if embedded else {}
     config = experiment(
         data=QuestionsConfig(source, **small),
         model=BertConfig(),
         task=QuestionAnsweringConfig(),
     )
-    config.steps = 500 if embedded else 6000
+    config.steps = 400 if embedded else 6000
     config.batch_size = 32
-    config.optimizer.learning_rate = 1e-3 if embedded else 1e-4
+    config.optimizer.learning_rate = 2e-3 if embedded else 1e-4
     config.optimizer.warmup_steps = config.steps // 10
     config.optimizer.layer_decay = 0.9
     config.checkpoint.best_metric = "eval/f1"
