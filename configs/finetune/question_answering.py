@@ -2,12 +2,11 @@
 
 Command:  python -m sslx.finetune --config=configs/finetune/question_answering.py --config.init=runs/bert_mlm
 Baseline: the same with --config.init=scratch:runs/bert_mlm --workdir=runs/scratch
-Data:     python_cloze, sentences of docstrings with a name blanked out that the rest of the docstring holds (a fifth
-          are about names that it does not); or data=squad:FOLDER with train-v2.0.json and dev-v2.0.json, which become
-          the splits train and validation; other names are one split, of which 2 % are held out; or
-          data=tfds:squad/v2.0
-Settings: a few minutes on two CPU cores for python_cloze. Otherwise BERT's for SQuAD: rows of 384, windows 128 apart,
-          batches of 32, two to three epochs (88,000 rows each)
+Data:     python_questions, what is what in functions of Python's standard library ("Which class is used first?"), of
+          which some have no answer; or data=squad:FOLDER with train-v2.0.json and dev-v2.0.json, which become the
+          splits train and validation; other names are one split, of which 2 % are held out; or data=tfds:squad/v2.0
+Settings: a few minutes on two CPU cores for python_questions. Otherwise BERT's for SQuAD: rows of 384, windows 128
+          apart, batches of 32, two to three epochs (88,000 rows each)
 """
 
 import ml_collections
@@ -19,17 +18,17 @@ from sslx.tasks.question_answering import QuestionAnsweringConfig
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    source = parse_argument(argument, "data", data="python_cloze")["data"]
-    embedded = source == "python_cloze"
-    small = dict(test_split="test", seq_len=96, doc_stride=32, max_question_length=40) if embedded else {}
+    source = parse_argument(argument, "data", data="python_questions")["data"]
+    embedded = source == "python_questions"
+    small = dict(test_split="test", seq_len=96, doc_stride=32, max_question_length=16) if embedded else {}
     config = experiment(
         data=QuestionsConfig(source, **small),
         model=BertConfig(),
         task=QuestionAnsweringConfig(),
     )
-    config.steps = 400 if embedded else 6000
+    config.steps = 300 if embedded else 6000
     config.batch_size = 32
-    config.optimizer.learning_rate = 2e-3 if embedded else 1e-4
+    config.optimizer.learning_rate = 1e-3 if embedded else 1e-4
     config.optimizer.warmup_steps = config.steps // 10
     config.optimizer.layer_decay = 0.9
     config.checkpoint.best_metric = "eval/f1"

@@ -5,7 +5,7 @@
 - ``files``: reads .txt, .jsonl, .parquet and .csv files as one list of records
 - ``python_docs``: the text that comes with Python itself, as a small TFDS dataset made on this machine
 - ``python_names``: Python's own functions, each name tagged with what it is
-- ``python_cloze``: questions about docstrings, made by blanking out a name
+- ``python_questions``: questions about these functions and their answers
 - ``near_duplicates``: finds documents that nearly repeat each other, so that evaluation text is not training text
 - ``tokenizer``: trains or loads a tokenizer and describes its vocabulary
 - ``tokens``: tokenises a source into one flat array on disk, with document and sentence offsets

@@ -1,7 +1,8 @@
 """An embedded set of tagged words: the functions of Python's standard library, each name tagged with what it is.
 
 It needs no download: what it reads is installed wherever Python is. In: a cache folder. Out: a folder of JSON lines
-(``tokens``, ``tags``) in files named after the splits, about 5,300 beginnings of functions for training.
+(``tokens``, ``tags``) in files named after the splits; of CPython 3.11.7, 5,507 heads of functions for training,
+285 for validation and 586 for testing.
 
 A sentence is the head of a function: its ``def`` and the statements that follow while they fit in `MAX_WORDS`, without
 its docstring and comments, split into words by `tokenize`; a string is written ``""``. Tags are BIO (a name is mostly
@@ -67,7 +68,7 @@ _PARTS_END = {getattr(tokenize, f"{kind}STRING_END", None) for kind in "FT"} - {
 
 
 def python_names(cache_dir: str | os.PathLike[str]) -> str:
-    """Returns the source spec of the files; writes them under ``cache_dir`` the first time (some 15 s, 4 MB).
+    """Returns the source spec of the files; writes them under ``cache_dir`` the first time (some 20 s, 4 MB).
 
     Raises:
       UserError: the folder cannot be written, or Python has no sources.
