@@ -5,6 +5,8 @@ Baseline: the same with --config.init=scratch:runs/bert_mlm --workdir=runs/scrat
 Data:     python_questions, what is what in functions of Python's standard library ("Which class is used first?"), of
           which some have no answer; or data=squad:FOLDER with train-v2.0.json and dev-v2.0.json, which become the
           splits train and validation; other names are one split, of which 2 % are held out; or data=tfds:squad/v2.0
+Chance:   exact match 50.4 on python_questions, of where the answer to such a question mostly is, and 15.5 of a random
+          name; a run of bert_mlm.py comes to 67
 Settings: a few minutes on two CPU cores for python_questions. Otherwise BERT's for SQuAD: rows of 384, windows 128
           apart, batches of 32, two to three epochs (88,000 rows each)
 """

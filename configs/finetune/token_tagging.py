@@ -6,6 +6,7 @@ Data:     python_names, the functions of Python's standard library with each nam
           B-CLASS, ...), a few minutes on two CPU cores; or data=conll:FOLDER, columns as CoNLL's (word first, tag last,
           a blank line between sentences); data=jsonl:FILES with lists ``tokens`` and ``tags``; or
           data=tfds:conll2003 --config.data.tags_field=ner
+Chance:   entity F1 0.657 on python_names, of each word's most frequent tag; a run of bert_mlm.py comes to 0.91
 Tags:     entities (B-PER, I-PER, O), selected by their F1; tags=pos selects by accuracy
 Files named train*, dev* or valid*, and test* are the splits of these names; others are one, and 2 % are held out.
 """

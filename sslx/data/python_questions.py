@@ -11,8 +11,8 @@ most, chosen by its hash. Modules are in the splits that they are in there, so n
 
 They are a handful of forms, so a model learns what each means from its examples and nothing of English: it is a small
 job that shows the task at work, no measure of reading. Cloze questions on docstrings (Lewis et al. 2019,
-arXiv 1906.04980) were tried first; in the same few minutes they were not learnt, neither with the blanked sentence in
-the context nor without.
+arXiv 1906.04980) were tried first: in as many steps they were not learnt, neither with the blanked sentence in the
+context nor without.
 """
 
 from __future__ import annotations
