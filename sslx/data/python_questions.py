@@ -50,7 +50,7 @@ _NOTHING = ("", "a", "an", "the")
 
 
 def python_questions(cache_dir: str | os.PathLike[str]) -> str:
-    """Returns the source spec of the files; writes them under ``cache_dir`` the first time (some 20 s, 4 MB).
+    """Returns the source spec of the files; writes them under ``cache_dir`` the first time (some 20 s, 3 MB).
 
     Raises:
       UserError: the folder cannot be written, or Python has no sources.
