@@ -4,6 +4,8 @@
 - ``sources``: opens a TFDS dataset or files as one random-access list of records, sliced into disjoint splits
 - ``files``: reads .txt, .jsonl, .parquet and .csv files as one list of records
 - ``python_docs``: the text that comes with Python itself, as a small TFDS dataset made on this machine
+- ``python_names``: Python's own functions, each name tagged with what it is
+- ``python_questions``: questions about these functions and their answers
 - ``near_duplicates``: finds documents that nearly repeat each other, so that evaluation text is not training text
 - ``tokenizer``: trains or loads a tokenizer and describes its vocabulary
 - ``tokens``: tokenises a source into one flat array on disk, with document and sentence offsets

@@ -155,8 +155,8 @@ def extract() -> dict[str, str]:
         # Old escapes in others' sources ("\d") are not for our user to read.
         warnings.simplefilter("ignore")
         for label in (*PACKAGES, STANDARD_LIBRARY):
-            for folder in _folders(label):
-                for path in _source_files(folder):
+            for folder in folders(label):
+                for path in source_files(folder):
                     for raw in docstrings(path.read_bytes()):
                         # Cleaning only shortens a text, and most are too short as they are.
                         if len(raw) >= MIN_CHARACTERS and len(text := clean(raw)) >= MIN_CHARACTERS:
@@ -202,7 +202,7 @@ def _docstrings_in(node: ast.AST) -> Iterator[str]:
                 yield from _docstrings_in(child)
 
 
-def _folders(label: str) -> list[Path]:
+def folders(label: str) -> list[Path]:
     """The installed folders of a label, found without importing anything; none if it is not installed."""
     if label == STANDARD_LIBRARY:
         return [Path(sysconfig.get_path("stdlib"))]
@@ -215,7 +215,7 @@ def _folders(label: str) -> list[Path]:
     return folders
 
 
-def _source_files(root: Path) -> Iterator[Path]:
+def source_files(root: Path) -> Iterator[Path]:
     """The source files under a folder in sorted order; tests and other projects' copies left out."""
     for folder, children, files in os.walk(root):
         inside = Path(folder).relative_to(root.parent)

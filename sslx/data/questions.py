@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
+from sslx.data import python_questions
 from sslx.data.cache import hash_of
 from sslx.data.files import decoded, without_halves
 from sslx.data.records import (
@@ -46,7 +47,7 @@ KEPT = "question_answering.json"
 
 @dataclass(frozen=True)
 class QuestionsConfig(RecordsConfig):
-    """``config.data`` of question answering: ``squad:GLOB`` or ``tfds:NAME[/CONFIG]``."""
+    """``config.data`` of question answering: ``python_questions``, ``squad:GLOB`` or ``tfds:NAME[/CONFIG]``."""
 
     seq_len: int = 384
     doc_stride: int = 128  # tokens from the beginning of one window to that of the next
@@ -234,7 +235,10 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow, or a split without a usable question.
     """
-    collection = open_records(config, {"squad": Parser((".json",), _read_squad, "context")}, _from_tfds)
+    parsers = {"squad": Parser((".json",), _read_squad, "context")}
+    collection = open_records(
+        config, parsers, _from_tfds, embedded={python_questions.NAME: python_questions.python_questions}
+    )
     sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
     words = vocabulary(tokenizer)
     rows: dict[str, QuestionRows] = {}

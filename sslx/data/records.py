@@ -1,9 +1,10 @@
 """Records of tasks that need more than a text and a label: tagged words, questions. They are held in memory.
 
-In: a source spec whose scheme one of the task's parsers reads, or a prepared TFDS dataset. Out: a `Collection` that is
-sliced as any other, and what an objective and the loop need of the rows made from it (`PreparedRecords`). A record is a
-dict with what its parser found and ``text``, all of its text, for a tokenizer that is trained on it. Rows are made, and
-tokenised, at every start: they need to know which characters a token stands for, which no cached corpus keeps.
+In: a source spec whose scheme one of the task's parsers reads, the name of a set that the task makes from what is
+installed (`Embedded`), or a prepared TFDS dataset. Out: a `Collection` that is sliced as any other, and what an
+objective and the loop need of the rows made from it (`PreparedRecords`). A record is a dict with what its parser found
+and ``text``, all of its text, for a tokenizer that is trained on it. Rows are made, and tokenised, at every start: they
+need to know which characters a token stands for, which no cached corpus keeps.
 
 Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
 ``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.
@@ -20,12 +21,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sslx.data.batches import RandomAccessRows
-from sslx.data.cache import hash_of
+from sslx.data.cache import cache_folder, hash_of
 from sslx.data.files import content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection, Source, data_sources, described_splits, prepared_builder
 from sslx.data.text import MIN_SEQ_LEN
@@ -51,7 +53,7 @@ class RecordsConfig:
     vocab_size: int = 8192
     lowercase: bool = True
     seq_len: int = 128
-    cache_dir: str = ""  # of a tokenizer that is trained; "" = $SSLX_CACHE or ~/.cache/sslx
+    cache_dir: str = ""  # of an embedded set and of a tokenizer that is trained; "" = $SSLX_CACHE or ~/.cache/sslx
     tfds_dir: str = ""  # "" = TFDS's own default
 
     def __post_init__(self):
@@ -70,6 +72,10 @@ class Parser:
     suffixes: tuple[str, ...]
     read: Callable[[str], list[Record]]
     together: str = ""
+
+
+# Makes a set from what is installed, in a cache folder, and returns the spec of its files.
+Embedded = Callable[[Path], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +128,7 @@ def open_records(
     parsers: Mapping[str, Parser],
     from_tfds: Callable[[str, Mapping[str, Any]], Callable[[Mapping[str, Any]], Record]],
     reads: Sequence[str | int] = (),
+    embedded: Mapping[str, Embedded] = MappingProxyType({}),
 ) -> Collection:
     """Opens everything that ``config.source`` names.
 
@@ -130,6 +137,7 @@ def open_records(
       parsers: By scheme.
       from_tfds: From a spec and its features to the function that makes a record of an example.
       reads: The fields and columns that the functions read, where a config chooses them; for the fingerprint.
+      embedded: Sets that are made here, by the name that is their spec.
 
     Raises:
       UserError: an unknown form, no matching file, one that its parser refuses or that holds nothing, a dataset that
@@ -137,7 +145,7 @@ def open_records(
     """
     spec = config.source
     scheme, _, rest = spec.partition(":")
-    forms = [*(f"{name}:GLOB" for name in parsers), "tfds:NAME[/CONFIG]"]
+    forms = [*embedded, *(f"{name}:GLOB" for name in parsers), "tfds:NAME[/CONFIG]"]
     if not spec:
         raise UserError(f"config.data.source is empty; expected one of {', '.join(forms)}")
     if scheme == "tfds" and rest:
@@ -146,6 +154,8 @@ def open_records(
         splits = {name: _FromTfds(examples, convert) for name, examples in data_sources(spec, builder).items()}
         content = hash_of("tfds records", builder.info.full_name, described_splits(builder), reads)
         return Collection(spec, content, None, splits, {})
+    if spec in embedded:
+        scheme, _, rest = embedded[spec](cache_folder(config.cache_dir)).partition(":")
     if scheme not in parsers or not rest:
         raise UserError(f"unknown data source {spec!r}; {nearest(f'{scheme}:GLOB' if rest else spec, forms)}")
     parser = parsers[scheme]

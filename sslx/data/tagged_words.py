@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
+from sslx.data import python_names
 from sslx.data.cache import hash_of
 from sslx.data.files import decoded, json_object
 from sslx.data.packing import flat_ranges
@@ -44,7 +45,7 @@ NO_TAG = -1
 
 @dataclass(frozen=True)
 class TaggedWordsConfig(RecordsConfig):
-    """``config.data`` of token tagging: ``conll:GLOB``, ``jsonl:GLOB`` or ``tfds:NAME[/CONFIG]``."""
+    """``config.data`` of token tagging: ``python_names``, ``conll:GLOB``, ``jsonl:GLOB`` or ``tfds:NAME[/CONFIG]``."""
 
     tokens_field: str = "tokens"  # of jsonl and tfds
     tags_field: str = "tags"  # tfds:conll2003 has ner, pos and chunks
@@ -138,7 +139,8 @@ def prepare_tagged_words(
       UserError: whatever the source, the splits or the tokenizer do not allow.
     """
     reads = (config.tokens_field, config.tags_field, config.tag_column)
-    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config), reads)
+    embedded = {python_names.NAME: python_names.python_names}
+    collection = open_records(config, _parsers(config), functools.partial(_from_tfds, config), reads, embedded)
     sources, tokenizer = sources_and_tokenizer(config, collection, tokenizer_override)
     words = vocabulary(tokenizer)
     records = {role: all_records(source) for role, source in sources.items()}

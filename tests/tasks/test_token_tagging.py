@@ -232,7 +232,9 @@ def test_bad_files_are_told_by_line(tmp_path):
     refused("e.jsonl", '{"tokens": "a", "tags": ["O"]}\n', "jsonl", r"field 'tokens' is no list but str")
     refused("f.jsonl", good + "{\n", "jsonl", r"f\.jsonl:2: not JSON")
     refused("g.txt", "\n\n", "conll", "holds no records")
-    with pytest.raises(UserError, match=r"config.data.source is empty; expected one of conll:GLOB, jsonl:GLOB, tfds"):
+    with pytest.raises(
+        UserError, match=r"config.data.source is empty; expected one of python_names, conll:GLOB, jsonl:GLOB, tfds"
+    ):
         prepared("")
     with pytest.raises(UserError, match=r"unknown data source 'conl:x'; did you mean 'conll:GLOB'"):
         prepared("conl:x")
