@@ -59,6 +59,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(run, folder):
         "--devices=4 --slices=2": "--slices is for a --topology",
         "--devices=-1": "--devices is -1; expected at least 1",
         "--devices=0": "--devices is 0; expected at least 1",
+        "--devices=100000": "--devices is 100000; expected at most 2048 simulated devices, or a --topology",
         "--topology=v5e-5": "unknown topology 'v5e-5'; did you mean 'v5e-4'?",
         "--devices=8 --config.mesh.data=3": "config.mesh is data=3",
         "--devices=8 --config.batch_size=12": "12 does not divide over 8 devices",
@@ -91,6 +92,9 @@ def test_a_plan_for_simulated_devices_is_printed_and_written(run, folder):
     assert "4 simulated CPU devices" in said
     assert "mesh data=2 x fsdp=2 x sequence=1 x tensor=1; batch_size=8, micro_batches=1, remat=none" in said  # one line
     assert "collectives of one training step" in said
+    assert "sent between devices" in said
+    assert "ICI" not in said
+    assert "DCN" not in said
     values = json.loads((folder / "plan.json").read_text())
     assert values["chips"] == 4
     assert values["mesh"]["fsdp"] == 2
