@@ -142,24 +142,25 @@ def _does_not_fit(found: Plan, topology: Topology, written: Mapping[str, Any], c
     console.print(f"[bold]does not fit[/bold]: the training step {needed}, a chip has {size(found.hbm_bytes)}")
     state = found.parameter_bytes + found.optimizer_bytes
     fixed = state + found.parameter_bytes  # with the gradients
-    left = fixed * found.mesh["fsdp"] * found.mesh["tensor"] / found.chips  # with all of it split over all chips
+    left = state * found.mesh["fsdp"] * found.mesh["tensor"] / found.chips  # with all of it split over all chips
     if left >= found.hbm_bytes:
         console.print(
-            f"no setting makes it fit: parameters, gradients and optimizer state, split over all chips, are "
-            f"{size(left)} a chip; take a larger topology or a smaller model"
+            f"no setting makes it fit: parameters and optimizer state, split over all chips, are {size(left)} a chip; "
+            "take a larger topology or a smaller model"
         )
         return
     changes = remedies(written, found, topology)
-    split = state > 0.25 * found.hbm_bytes and found.mesh["fsdp"] < found.chips
+    most = found.chips // (found.mesh["sequence"] * found.mesh["tensor"])
+    split = state > 0.25 * found.hbm_bytes and found.mesh["fsdp"] < most
     if not split and not changes:
         console.print("nothing else to split or recompute: take a larger topology, a smaller batch or a smaller model")
         return
+    not_alone = "; not enough alone, as estimated"
     console.print("what may make it fit, alone or together (--search tries these on several meshes):")
     if split:
-        saved = fixed * (1 - found.mesh["fsdp"] / found.chips)
-        short = bool(found.needed) and found.needed - saved > found.hbm_bytes
-        hint = "; not enough alone, as estimated" if short else ""
-        console.print(f"  --config.mesh.fsdp={found.chips} --config.mesh.data=1  state is {size(state)} a chip{hint}")
-    hint = "  not enough alone: parameters, gradients and state do not fit" if fixed >= found.hbm_bytes else ""
+        saved = fixed * (1 - found.mesh["fsdp"] / most)
+        hint = not_alone if found.needed and found.needed - saved > found.hbm_bytes else ""
+        console.print(f"  --config.mesh.fsdp={most} --config.mesh.data=1  state is {size(state)} a chip{hint}")
+    hint = not_alone if fixed >= found.hbm_bytes else ""  # they leave all of that where it is
     for change in changes:
         console.print("  " + " ".join(f"--config.{key}={value}" for key, value in change.items()) + hint)

@@ -135,8 +135,8 @@ def test_remedies_that_cannot_suffice_say_so(small):
     assert "--config.model.remat=full\n" in short
     state = told(needed=30, parameters=5, optimizer=10)  # 20 with the gradients
     assert "--config.mesh.fsdp=4 --config.mesh.data=1  state is 15.00 GiB a chip\n" in state
-    assert "--config.model.remat=full  not enough alone" in state
-    assert "no setting makes it fit" in told(needed=90, parameters=20, optimizer=40)
+    assert "--config.model.remat=full; not enough alone" in state
+    assert "no setting makes it fit" in told(needed=120, parameters=25, optimizer=50)
 
 
 def test_splits_are_all_and_only_those_of_the_devices():
