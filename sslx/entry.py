@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
 from sslx.errors import Unavailable, UserError, nearest
+from sslx.runtime import ignore_absent_tpu
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -78,6 +79,7 @@ def _run(start: Callable[[], None], parse: Callable[[list[str]], list[str]], tel
         if any(argument in HELP for argument in sys.argv[1:]):
             tell_help()
             return
+        ignore_absent_tpu()
         app.run(lambda _: start(), flags_parser=parse)
     except UserError as error:
         _end(error, 2)

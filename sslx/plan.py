@@ -5,10 +5,12 @@ memory, collectives and the time that the chips' published rates allow. Values o
 
   --topology=NAME         v5e:16x16, v5p:4x4x8, v6e:8x8, or as Cloud sells them: v5e-256, v5p-128 (cores), v6e-64
   --slices=N              slices, connected by the data-centre network; default: 1
-  --devices=N             simulated CPU devices instead of a topology; memory and collectives only
+  --devices=N             simulated CPU devices instead of a topology, at most 2,048; memory and collectives only
   --search                tries meshes, micro-batches and rematerialisation; prints the flags of the best
   --compile_at_most=N     meshes that --search compiles; default: 4
   --json=FILE             writes the numbers too
+
+Exit codes: 0 it fits, 1 it does not (the report says so) or the planning was stopped, 2 the config or a flag cannot be.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ from sslx.planning import report, search, topology
 from sslx.planning.compilation import Plan, plan
 from sslx.train.console import plain
 from sslx.train.initialise import inherited
+from sslx.train.signals import end_on_signals
+
+MOST_SIMULATED = 2048  # beyond it, XLA takes the devices of a CPU for those of another process
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
@@ -38,6 +44,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
         raise UserError("give one of --topology=v5e-256 and --devices=8")
     if given.devices is not None and given.devices < 1:
         raise UserError(f"--devices is {given.devices}; expected at least 1")
+    if given.devices and given.devices > MOST_SIMULATED:
+        raise UserError(
+            f"--devices is {given.devices}; expected at most {MOST_SIMULATED} simulated devices, or a --topology"
+        )
     if given.devices and given.slices != 1:
         raise UserError("--slices is for a --topology; simulated CPU devices are one slice")
     if flags.FLAGS["compile_at_most"].present and not given.search:
@@ -48,6 +58,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
     if target and target.is_dir():
         raise UserError(f"cannot write {target}: it is a folder; expected a file, such as {target / 'plan.json'}")
     where = topology.tpu(given.topology, given.slices) if given.topology else _simulated(given.devices)
+    end_on_signals()  # once the compiler is loaded, which takes the signals to itself
     written, _ = inherited(config.to_dict())
     console = plain(highlight=False)
     if given.search:
@@ -79,6 +90,12 @@ def _simulated(count: int) -> topology.Topology:
     return topology.simulated(count)
 
 
+def _main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    best = main(config, workdir)[0]
+    if not best.fits or best.eval_memory is None:
+        sys.exit(1)
+
+
 def _define_flags() -> None:
     flags.DEFINE_string("topology", "", "TPU slice to plan for")
     flags.DEFINE_integer("slices", 1, "Slices, connected by the data-centre network", lower_bound=1)
@@ -93,4 +110,4 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     _define_flags()
-    entry.run(main, needs_workdir=False)
+    entry.run(_main, needs_workdir=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,9 +12,32 @@ import jax
 
 from sslx.data.cache import cache_folder
 from sslx.storage import is_remote
+from sslx.train.chips import tpu_device_files
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+# How the names of variables begin that tell of a TPU; and two that jax and libtpu set wherever they are imported.
+TPU_VARIABLES = ("TPU_", "COLAB_TPU", "CLOUD_TPU", "JAX_FORCE_TPU")
+SET_BY_IMPORT = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY")
+
+
+def ignore_absent_tpu() -> None:
+    """Keeps jax from starting libtpu where it is installed, for `sslx.plan`, and there is no TPU.
+
+    jax would try it before all else, and libtpu complains on stderr in lines that Python cannot stop. Every entry calls
+    this before the first device is made. What the user has set (``JAX_PLATFORMS``) stays, and so do other backends.
+    """
+    if os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or importlib.util.find_spec("libtpu") is None:
+        return
+    described = (name for name in os.environ if name.startswith(TPU_VARIABLES) and name not in SET_BY_IMPORT)
+    if tpu_device_files() or any(described):
+        return
+    # Private, and the only way that leaves the choice among the other backends to jax: a list of platforms is binding.
+    with contextlib.suppress(ImportError, AttributeError):  # a jax that keeps them elsewhere is only loud
+        from jax._src import xla_bridge
+
+        xla_bridge._backend_factories.pop("tpu", None)
 
 
 def configure() -> None:
@@ -21,6 +45,7 @@ def configure() -> None:
 
     Set ``JAX_COMPILATION_CACHE_DIR`` to move the cache, ``SSLX_CACHE`` to move all caches.
     """
+    ignore_absent_tpu()
     if not jax.config.jax_compilation_cache_dir:
         folder = cache_folder("") / "jax"
         with contextlib.suppress(OSError):  # without a cache everything works, only slower

@@ -27,8 +27,9 @@ from sslx.train.hosts import agree, host_name, progress, together
 from sslx.train.initialise import from_scratch, load_encoder, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
+from sslx.train.optimizer import check_optimizer, make_schedule
 from sslx.train.run_folder import TOKEN, check_shared, exclusive, has_checkpoint, resolve, write_config, write_splits
-from sslx.train.sharding import make_mesh, on_mesh
+from sslx.train.sharding import check_batch, make_mesh, on_mesh
 
 
 @dataclasses.dataclass
@@ -67,8 +68,13 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         resumes = has_checkpoint(workdir)
         if resumes and (workdir / "tokenizer").is_dir():
             tokenizer = workdir / "tokenizer"
-        objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
-        trainer = Trainer(config, objective, data)
+        kind = objective_class(written)
+        # Preparing data may take hours: what is wrong whatever they are is told first.
+        _check_optimizer(config)
+        mesh = make_mesh(config.mesh)
+        check_batch(config.batch_size, config.micro_batches, mesh)
+        objective, data = kind.prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
+        trainer = Trainer(config, objective, data, mesh)
         _check_best_metric(trainer)
         notes, start = [*trainer.program.notes, *_unread(part, data)], None
         if not from_scratch(config.init) and not resumes:
@@ -129,7 +135,9 @@ def check_run(written: Mapping[str, Any], part: str) -> None:
     """
     config = run_config(written, part)
     require_wandb(config.log.wandb)
-    objective, data = objective_class(written).prepare({**written, **dataclasses.asdict(config)})
+    kind = objective_class(written)
+    _check_optimizer(config)
+    objective, data = kind.prepare({**written, **dataclasses.asdict(config)})
     _check_best_metric(Trainer(config, objective, data, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
 
 
@@ -175,6 +183,11 @@ def _look_for(workdir: Path) -> None:
         (workdir / TOKEN).unlink(missing_ok=True)
 
 
+def _check_optimizer(config: RunConfig) -> None:
+    check_optimizer(config.optimizer)
+    make_schedule(config.optimizer, config.steps)
+
+
 def _check_best_metric(trainer: Trainer) -> None:
     abstract = trainer.program.abstract
     with on_mesh(trainer.program.mesh):
@@ -199,7 +212,7 @@ def _header(
         "parameters": f"{trainer.program.parameters / 1e6:.2f} M",
         "data": f"{written['data']['source']}: {statistics['train_rows']:,} rows, {statistics['train_tokens']:,} tokens"
         f" to train on ({statistics['train_split']}), {statistics['eval_rows']:,} rows held out"
-        f" ({statistics['eval_split']})",
+        f" ({_sampled(statistics['eval_split'], written['data']['source'])})",
         "run": f"{config.steps:,} steps of {config.batch_size} rows, {_epochs(config, statistics):.1f} epochs",
     }
     chance = trainer.objective.chance(statistics)
@@ -209,6 +222,12 @@ def _header(
         rows["start"] = config.init
     rows["written to"] = f"{display(workdir)} (checkpoints, metrics.jsonl, TensorBoard events, tokenizer)"
     return rows
+
+
+def _sampled(split: str, source: str) -> str:
+    """A split as the header has it: slices of files are cut in a shuffled order, which their notation does not tell."""
+    shuffled = "[" in split and not source.startswith(("tfds:", "rows:"))
+    return f"{split}, a random sample" if shuffled else split
 
 
 def _epochs(config: RunConfig, statistics: Mapping[str, Any]) -> float:

@@ -198,6 +198,20 @@ def test_data_that_cannot_be_read(refused, folder):
     assert f"no file matches text:{folder}/nowhere/*.txt" in refused("main", argument)
 
 
+def test_what_the_config_alone_tells_is_told_before_the_data_are_opened(refused):
+    cases = {
+        "--config.optimizer.warmup_steps=4": "warmup_steps 4 is not below the schedule's 4 steps",
+        "--config.optimizer.name=adam": "unknown config.optimizer.name 'adam'",
+        "--config.optimizer.freeze=(": "is no regular expression",
+        "--config.mesh.data=3": "3 devices; there are 1",
+    }
+    check_all(refused, "main", cases, "--config=pretrain.py", "--config.data.source=text:missing.txt")
+    argument = "--config.batch_size=12"
+    more = {"environment": simulated(8)}
+    said = refused("main", "--config=pretrain.py", "--config.data.source=text:missing.txt", argument, **more)
+    assert "12 does not divide over 8 devices" in said
+
+
 def test_meshes_and_batches_that_do_not_fit_eight_devices(refused):
     cases = {
         "--config.mesh.data=3": "3 devices; there are 8",

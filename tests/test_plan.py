@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
+import time
 
 import pytest
+from entries import until
 
 CONFIG = """
 import sys
@@ -27,6 +30,14 @@ def get_config():
     return config
 """
 
+# A chip with less memory than any step needs.
+SMALL_CHIP = """
+import dataclasses
+from sslx.train.chips import CHIPS
+
+CHIPS["TPU v5 lite"] = dataclasses.replace(CHIPS["TPU v5 lite"], hbm_bytes=1 << 17)
+"""
+
 OUTSIDE = """
 from sslx.objective import Objective
 from sslx.pretext.mlm import MaskedLanguageModel
@@ -41,6 +52,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plans")
     (folder / "pretrain.py").write_text(CONFIG.format(hidden=""))
     (folder / "no_compiler.py").write_text(CONFIG.format(hidden="libtpu"))
+    (folder / "small_chip.py").write_text(SMALL_CHIP + CONFIG.format(hidden=""))
     (folder / "outside.py").write_text(OUTSIDE)
     return folder
 
@@ -59,6 +71,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(run, folder):
         "--devices=4 --slices=2": "--slices is for a --topology",
         "--devices=-1": "--devices is -1; expected at least 1",
         "--devices=0": "--devices is 0; expected at least 1",
+        "--devices=100000": "--devices is 100000; expected at most 2048 simulated devices, or a --topology",
         "--topology=v5e-5": "unknown topology 'v5e-5'; did you mean 'v5e-4'?",
         "--devices=8 --config.mesh.data=3": "config.mesh is data=3",
         "--devices=8 --config.batch_size=12": "12 does not divide over 8 devices",
@@ -91,10 +104,33 @@ def test_a_plan_for_simulated_devices_is_printed_and_written(run, folder):
     assert "4 simulated CPU devices" in said
     assert "mesh data=2 x fsdp=2 x sequence=1 x tensor=1; batch_size=8, micro_batches=1, remat=none" in said  # one line
     assert "collectives of one training step" in said
+    assert "sent between devices" in said
+    assert "ICI" not in said
+    assert "DCN" not in said
     values = json.loads((folder / "plan.json").read_text())
     assert values["chips"] == 4
     assert values["mesh"]["fsdp"] == 2
     assert values["ici_bytes"] > 0
+
+
+def test_a_plan_that_does_not_fit_is_written_and_ends_with_1(run, folder):
+    code, said, errors = run("--config=small_chip.py", "--topology=v5e-4", "--json=refused.json")
+    assert (code, errors) == (1, "")
+    assert "does not fit" in said
+    assert json.loads((folder / "refused.json").read_text())["fits"] is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_search_with_a_line_while_it_compiles(entries, folder, number):
+    wide = [f"--config.model.{name}={size}" for name, size in {"layers": 8, "width": 512, "mlp_width": 2048}.items()]
+    process = entries.start(
+        "plan", "--config=pretrain.py", "--topology=v5e-4", "--search", "--compile_at_most=2", *wide, folder=folder
+    )
+    until(lambda: "candidate 1 of 2: data=" in process.stdout, process)
+    time.sleep(0.5)
+    process.signal(number)
+    assert process.wait() == 1
+    assert process.stderr == f"stopped on {number.name}\n"
 
 
 def test_help_tells_the_flags(run):

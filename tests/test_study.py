@@ -123,6 +123,7 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--row=4",), "no row 4; the study has rows 0 to 3"),
         (("--row=one",), "--row"),
         (("--sizes=8,base",), "unknown size 'base'"),
+        (("--sizes=4",), "size 4 is no multiple of --head_width=8; the nearest size is 8"),
         (("--sizes=12",), "size 12 is no multiple of --head_width=8; the nearest sizes are 8, 16"),
         (("--budgets=2k,lots",), "unknown budget 'lots'; expected tokens, such as 500k or 1e9, or FLOPs"),
         (("--budgets=50", "--workdir=new"), "budget 50 is less than one batch at size 8"),

@@ -24,7 +24,7 @@ from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
 from sslx.data.sources import Collection, Source, open_collection
 from sslx.data.stored_rows import StoredRows, open_rows, tokenizer_folder
-from sslx.data.tokenizer import TRAINED, Vocabulary, load_tokenizer, vocabulary
+from sslx.data.tokenizer import SIZED, TRAINED, Vocabulary, load_tokenizer, vocabulary
 from sslx.data.tokens import TokenCorpus, tokenize_corpus
 from sslx.errors import UserError, choose
 
@@ -60,7 +60,8 @@ class TextConfig:
 class PreparedText:
     """``statistics``: the splits used, documents, tokens, rows and fill share of train and eval, ``unigram_entropy``
     (nats, of the eval split's tokens: what a model that knows only frequencies reaches), ``unread_splits`` (names of
-    those that the source has besides) and ``fingerprint`` (of all the data)."""
+    those that the source has besides), ``tokenizer`` and ``vocab_size`` as configured, where a tokenizer was trained by
+    them, and ``fingerprint`` (of all the data)."""
 
     train: TextRows | StoredRows
     eval: TextRows | StoredRows
@@ -144,6 +145,10 @@ def prepare_text(
             f"{role}_rows": len(rows[role]),
             f"{role}_fill_share": rows[role].plan.fill_share,
         }
+    if tokenizer_override is None and config.tokenizer in TRAINED:
+        statistics["tokenizer"] = config.tokenizer
+        if config.tokenizer in SIZED:
+            statistics["vocab_size"] = config.vocab_size
     statistics["unread_splits"] = collection.unread(source.split for source in sources.values())
     statistics["tokens_per_row"] = rows["train"].plan.fill_share * config.seq_len
     counts = rows["eval"].corpus.unigram_counts.copy()
@@ -175,6 +180,14 @@ def _stored(config: TextConfig, layout: Layout, tokenizer_override: str | None, 
             raise UserError(
                 f"config.data.{role}_split={wanted!r}, but the rows in {folder} were prepared with {written!r}; "
                 "leave it out, or prepare others"
+            )
+    for key in ("tokenizer", "vocab_size"):
+        wanted, written = getattr(config, key), meta.statistics.get(key)
+        trained = config.tokenizer in TRAINED and not tokenizer_override  # else it is compared below, as a whole
+        if trained and written is not None and wanted not in (written, getattr(TextConfig, key)):
+            raise UserError(
+                f"config.data.{key}={wanted!r}, but the rows in {folder} were prepared with {written!r}; "
+                f"set it to {written!r}, or prepare others"
             )
     given = tokenizer_override or ("" if config.tokenizer in TRAINED else config.tokenizer)
     spec = given or str(tokenizer_folder(folder, meta, cache_dir))

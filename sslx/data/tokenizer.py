@@ -262,3 +262,4 @@ def _training_texts(source: Source, chunk: int = 1000) -> Iterator[str]:
 
 # What each kind is trained by, from a source.
 TRAINED = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "byte": _bytes, "char": _train_char}
+SIZED = ("wordpiece", "bpe")  # as large as ``vocab_size`` says

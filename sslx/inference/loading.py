@@ -18,6 +18,7 @@ from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError
 from sslx.interop.folder import is_published
 from sslx.objective import Objective
+from sslx.runtime import ignore_absent_tpu
 from sslx.storage import check, is_remote, local_copy
 from sslx.train.checkpoint import chosen_step, read_variables
 from sslx.train.initialise import objective_class, part_of
@@ -69,6 +70,7 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     Raises:
       UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
     """
+    ignore_absent_tpu()
     check(run)
     written = read_config(Path(run))
     if is_published(written):

@@ -24,7 +24,7 @@ def show(found: Plan, topology: Topology, written: Mapping[str, Any], console: C
         _does_not_fit(found, topology, written, console)
         return
     for title, sent in (("training", found.collectives), ("evaluation", found.eval_collectives)):
-        _collectives(f"collectives of one {title} step", sent, console)
+        _collectives(f"collectives of one {title} step", sent, topology, console)
     _times(found, topology, console)
     if not found.fits:
         _does_not_fit(found, topology, written, console)
@@ -97,14 +97,17 @@ def _memory(found: Plan, console: Console) -> None:
     console.print(table)
 
 
-def _collectives(title: str, sent: Mapping[str, Sent], console: Console) -> None:
+def _collectives(title: str, sent: Mapping[str, Sent], topology: Topology, console: Console) -> None:
     if not sent:
         return
-    table = _table(title, "kind", "times", "ICI, sent by a chip", "DCN, sent by a chip")
+    # Simulated devices have no network with a name, and are one slice.
+    ways = {"ici_bytes": "ICI, sent by a chip", "dcn_bytes": "DCN, sent by a chip"}
+    ways = ways if topology.chip else {"ici_bytes": "sent between devices, by one"}
+    table = _table(title, "kind", "times", *ways.values())
     for kind, one in sent.items():
-        table.add_row(kind, f"{one.count:,}", size(one.ici_bytes), size(one.dcn_bytes))
-    whole = [sum(getattr(one, name) for one in sent.values()) for name in ("count", "ici_bytes", "dcn_bytes")]
-    table.add_row("all", f"{whole[0]:,}", size(whole[1]), size(whole[2]))
+        table.add_row(kind, f"{one.count:,}", *(size(getattr(one, way)) for way in ways))
+    whole = (size(sum(getattr(one, way) for one in sent.values())) for way in ways)
+    table.add_row("all", f"{sum(one.count for one in sent.values()):,}", *whole)
     console.print(table)
 
 
@@ -138,8 +141,26 @@ def _does_not_fit(found: Plan, topology: Topology, written: Mapping[str, Any], c
     needed = f"needs {size(found.needed)}" if found.needed else "needs more"
     console.print(f"[bold]does not fit[/bold]: the training step {needed}, a chip has {size(found.hbm_bytes)}")
     state = found.parameter_bytes + found.optimizer_bytes
-    console.print("what may make it fit (--search tries these):")
-    if state > 0.25 * found.hbm_bytes and found.mesh["fsdp"] < found.chips:
-        console.print(f"  --config.mesh.fsdp={found.chips} --config.mesh.data=1  state is {size(state)} a chip")
-    for change in remedies(written, found, topology):
-        console.print("  " + " ".join(f"--config.{key}={value}" for key, value in change.items()))
+    fixed = state + found.parameter_bytes  # with the gradients
+    left = state * found.mesh["fsdp"] * found.mesh["tensor"] / found.chips  # with all of it split over all chips
+    if left >= found.hbm_bytes:
+        console.print(
+            f"no setting makes it fit: parameters and optimizer state, split over all chips, are {size(left)} a chip; "
+            "take a larger topology or a smaller model"
+        )
+        return
+    changes = remedies(written, found, topology)
+    most = found.chips // (found.mesh["sequence"] * found.mesh["tensor"])
+    split = state > 0.25 * found.hbm_bytes and found.mesh["fsdp"] < most
+    if not split and not changes:
+        console.print("nothing else to split or recompute: take a larger topology, a smaller batch or a smaller model")
+        return
+    not_alone = "; not enough alone, as estimated"
+    console.print("what may make it fit, alone or together (--search tries these on several meshes):")
+    if split:
+        saved = fixed * (1 - found.mesh["fsdp"] / most)
+        hint = not_alone if found.needed and found.needed - saved > found.hbm_bytes else ""
+        console.print(f"  --config.mesh.fsdp={most} --config.mesh.data=1  state is {size(state)} a chip{hint}")
+    hint = not_alone if fixed >= found.hbm_bytes else ""  # they leave all of that where it is
+    for change in changes:
+        console.print("  " + " ".join(f"--config.{key}={value}" for key, value in change.items()) + hint)

@@ -53,7 +53,7 @@ def search(
       written: The whole config as plain dicts.
       topology: What to compile for; a TPU, since nothing is published of simulated devices.
       compile_at_most: Meshes to compile.
-      say: Told of each plan as it is made.
+      say: Told of each mesh before it is compiled, and of each plan as it is made.
 
     Returns:
       Plans, those that fit first, by the predicted time of a step.
@@ -65,13 +65,16 @@ def search(
         raise UserError("--search ranks meshes by predicted time; expected a --topology, not --devices")
     meshes = rank(written, topology)
     plans, refused = [], ""
-    for mesh in meshes:
+    for tried, mesh in enumerate(meshes):
         if len(plans) == compile_at_most:
             break
+        wanted = min(compile_at_most, len(plans) + len(meshes) - tried)
+        say(f"candidate {len(plans) + 1} of {wanted}: {_axes(mesh)}")
         try:
             found = fitting({**written, "mesh": {**written["mesh"], **mesh}}, topology, say)
         except UserError as error:  # a dimension that this mesh does not divide
             refused = str(error)
+            say(f"  not possible: {refused}")
             continue
         plans.append(found)
     if not plans:
@@ -239,7 +242,7 @@ def flags(found: Plan) -> str:
 
 def line(found: Plan) -> str:
     """One plan in one line."""
-    mesh = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
+    mesh = _axes(found.mesh)
     settings = f"micro_batches={found.settings['micro_batches']}, remat={found.settings.get('remat', '-')}"
     if not found.fits:
         needed = (
@@ -251,3 +254,7 @@ def line(found: Plan) -> str:
         f"{mesh}, {settings}: {times.overlapped * 1e3:.2f} ms a step, all overlapped ({times.bound}), "
         f"{found.memory.peak / 2**30:.2f} GiB a chip, compiled in {found.compile_seconds:.0f} s"
     )
+
+
+def _axes(mesh: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"

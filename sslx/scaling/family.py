@@ -56,9 +56,11 @@ class Family:
         check_base(base)
         if width < 1 or width % self.head_width:
             below = width // self.head_width * self.head_width
-            around = ", ".join(str(w) for w in (below, below + self.head_width) if w > 0)
+            around = [w for w in (below, below + self.head_width) if w > 0]
+            near = "sizes are" if len(around) > 1 else "size is"
             raise UserError(
-                f"size {width} is no multiple of --head_width={self.head_width}; the nearest sizes are {around}"
+                f"size {width} is no multiple of --head_width={self.head_width}; "
+                f"the nearest {near} {', '.join(map(str, around))}"
             )
         multiple = base["mlp_width"] / base["width"]
         return {

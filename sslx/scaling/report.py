@@ -20,6 +20,7 @@ from sslx.errors import UserError
 from sslx.runtime import display
 from sslx.scaling.family import Size
 from sslx.scaling.fit import CONFIDENCE, MIN_LEVELS, Fit, fit_frontier, fit_law
+from sslx.scaling.fit import frontier as on_frontier
 from sslx.scaling.grid import Budget, Row, Study, short
 from sslx.scaling.optimum import Interval, Optimum, find_optimum, parabola_minimum
 from sslx.scaling.picture import draw_study
@@ -104,6 +105,11 @@ def find(study: Study, workdir: Path, count: str) -> Findings:
     if rows:
         try:
             frontier = fit_frontier(c, y)
+            if any(np.isclose(value, (low, high), rtol=1e-3).any() for value, low, high in frontier.values()):
+                notes.append(
+                    f"{len(rows)} rows, {len(on_frontier(c, y))} of them on the compute frontier, are few: its value "
+                    "lies at the edge of its interval, which says little"
+                )
         except UserError as error:
             notes.append(str(error))
     return Findings(losses, fit, frontier, held_out, minima, notes)

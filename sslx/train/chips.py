@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import re
 
 import jax
@@ -91,3 +92,8 @@ def peak_flops(device: jax.Device) -> float | None:
     """Peak bf16 FLOP/s of a device, or None where none is published (a CPU)."""
     chip = chip_of(device)
     return chip.flops if chip else None
+
+
+def tpu_device_files() -> list[str]:
+    """The files by which this machine's kernel offers TPU chips; [] where there are none."""
+    return glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")

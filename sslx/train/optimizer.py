@@ -55,6 +55,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Checks what can be wrong with an optimizer whatever the model, so that it is told before any data is prepared.
+
+    Raises:
+      UserError: it is unknown, or a pattern is no regular expression.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"unknown config.optimizer.name {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+    _compiled(config.no_decay, "no_decay")
+    _compiled(config.freeze, "freeze")
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, boxed_params: Any
 ) -> optax.GradientTransformation:
@@ -66,10 +78,9 @@ def make_optimizer(
       boxed_params: Abstract parameters with logical axis names; they say which arrays are stacks of layers.
 
     Raises:
-      UserError: an unknown optimizer, or a pattern that is no regular expression or matches no parameter.
+      UserError: as `check_optimizer`, or a pattern matches no parameter.
     """
-    if config.name not in OPTIMIZERS:
-        raise UserError(f"unknown config.optimizer.name {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+    check_optimizer(config)
     stacked = _map_boxed(lambda _, leaf: (getattr(leaf, "names", None) or (None,))[0] == "layers", boxed_params)
     decayed = jax.tree.map(lambda hit: not hit, _matches(config.no_decay, boxed_params, "no_decay", required=False))
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -117,11 +128,15 @@ def _map_boxed(function: Any, boxed: Any) -> Any:
     return jax.tree_util.tree_map_with_path(function, boxed, is_leaf=is_box)
 
 
-def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: bool = True) -> Any:
+def _compiled(patterns: tuple[str, ...], field: str) -> list[re.Pattern]:
     try:
-        compiled = [re.compile(pattern) for pattern in patterns]
+        return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
         raise UserError(f"config.optimizer.{field} {error.pattern!r} is no regular expression: {error}") from None
+
+
+def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: bool = True) -> Any:
+    compiled = _compiled(patterns, field)
     hits = _map_boxed(lambda path, _: any(p.search(parameter_name(path)) for p in compiled), boxed)
     if required:
         names = [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)]

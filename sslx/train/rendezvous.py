@@ -9,7 +9,6 @@ stderr, after a few seconds and then ever more rarely.
 from __future__ import annotations
 
 import contextlib
-import glob
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 
 from sslx.config import HostsConfig
 from sslx.errors import LISTED, Unavailable, UserError
+from sslx.train.chips import tpu_device_files
 
 # What jax calls the same; several kinds of TPU metadata are told apart by jax itself.
 JAX_NAMES = {"slurm": "slurm", "mpi": "ompi", "tpu": None}
@@ -104,8 +104,7 @@ def _detected(environment: Mapping[str, str]) -> str:
         return "mpi"
     # Of a machine that plans for TPUs (libtpu is there) and has none, nothing is asked: its answer takes minutes.
     on_cpu = environment.get("JAX_PLATFORMS", "") == "cpu"
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    if not on_cpu and chips and importlib.util.find_spec("libtpu") is not None:
+    if not on_cpu and tpu_device_files() and importlib.util.find_spec("libtpu") is not None:
         return "tpu"
     return "none"
 
@@ -166,7 +165,8 @@ def _gather(member: Membership, port: int, deadline: float, patience: _Patience)
                 continue
             waiting.append(connection)
             if said["count"] != member.count:
-                problem = f"{said['name']} expects {said['count']} hosts, host 0 expects {member.count}"
+                whose = f"host {said['index']} ({said['name']})"
+                problem = f"{whose} expects {said['count']} hosts, host 0 expects {member.count}"
             elif said["index"] in names:
                 problem = f"{said['name']} and {names[said['index']]} both say they are host {said['index']}"
             names[said["index"]] = said["name"]

@@ -249,6 +249,8 @@ def test_nothing_that_is_there_is_overwritten(packed, tmp_path):
         ({"seq_len": 32}, r"seq_len=32, but the rows in .*/packed were prepared with 16; set it to 16"),
         ({"layout": "sop"}, r"holds rows of layout 'packed' and this config needs 'sop'"),
         ({"train_split": "train[:5%]"}, r"train_split='train\[:5%\]'.* prepared with 'train\[:70%\]'"),
+        ({"vocab_size": 500}, r"vocab_size=500, but the rows in .*/packed were prepared with 400; set it to 400"),
+        ({"tokenizer": "bpe"}, r"tokenizer='bpe', but the rows in .*/packed were prepared with 'wordpiece'"),
         ({"tokenizer": "wordpeace"}, r"unknown tokenizer 'wordpeace'"),
     ],
 )
@@ -257,8 +259,8 @@ def test_a_config_that_wants_other_rows_is_refused(packed, prepare, changes, mes
         prepare(**{"source": f"rows:{packed[1]}", **changes})
 
 
-def test_splits_left_at_their_defaults_are_those_that_were_written(packed, settings):
-    left = {name: value for name, value in settings.items() if name not in SPLITS}
+def test_values_left_at_their_defaults_are_those_that_were_written(packed, settings):
+    left = {name: value for name, value in settings.items() if name not in (*SPLITS, "vocab_size")}
     read = prepare_text(TextConfig(**left | {"source": f"rows:{packed[1]}"}), layout="packed")
     assert (read.statistics["train_split"], len(read.test)) == ("train[:70%]", len(packed[0].test))
 

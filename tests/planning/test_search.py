@@ -66,7 +66,10 @@ def test_slices_send_each_other_what_is_estimated_within_a_factor(small):
 def test_a_search_compiles_the_first_meshes_and_tells_how_to_run_the_best(small):
     said = []
     plans = search.search(small({"batch_size": 64}), topology.tpu("v5e-4"), compile_at_most=2, say=said.append)
-    assert len(plans) == len(said) == 2
+    assert len(plans) == 2
+    assert [line.partition(":")[0] for line in said[::2]] == ["candidate 1 of 2", "candidate 2 of 2"]
+    for told, line in zip(said[::2], said[1::2], strict=True):
+        assert line.startswith(told.partition(": ")[2])  # the mesh that was announced
     assert all(found.fits for found in plans)
     assert plans[0].mesh != plans[1].mesh
     assert plans[0].roofline.overlapped <= plans[1].roofline.overlapped
@@ -94,6 +97,7 @@ def test_a_search_splits_a_batch_that_does_not_fit_until_it_does(small, monkeypa
     (found,) = search.search(
         small({"batch_size": 64, "model.layers": 1}), topology.tpu("v5e-4"), compile_at_most=1, say=said.append
     )
+    assert said.pop(0).startswith("candidate 1 of 1: ")
     refusals = ["remat=none: does not fit, needs 20.0 of 16.0 GiB" in told for told in said]
     assert refusals == [True, True, False]
     assert "a step, all overlapped" in said[-1]
@@ -108,6 +112,31 @@ def test_micro_batches_are_the_first_remedy_where_arithmetic_hides_what_they_sen
     slow, fast = (dataclasses.replace(refused, model_flops=flops) for flops in (1e15, 1.0))
     assert set(search.remedies(written, slow, where)[0]) == {"micro_batches"}
     assert set(search.remedies(written, fast, where)[0]) == {"model.remat"}
+
+
+def test_remedies_that_cannot_suffice_say_so(small):
+    where, written = topology.tpu("v5e-4"), small({"batch_size": 64, "mesh.data": 4})
+    found = dataclasses.replace(plan(written, where, evaluation=False), fits=False, memory=None)
+    gib = 2**30
+
+    def told(needed, parameters, optimizer):
+        console = Console(file=io.StringIO(), width=160)
+        sizes = {"needed": needed * gib, "parameter_bytes": parameters * gib, "optimizer_bytes": optimizer * gib}
+        report.show(dataclasses.replace(found, **sizes), where, written, console)
+        return console.file.getvalue()
+
+    alone = told(needed=20, parameters=2, optimizer=4)  # 8 with the gradients, of which fsdp=4 leaves 2
+    assert "what may make it fit, alone or together" in alone
+    assert "--config.mesh.fsdp=4" in alone
+    assert "--config.micro_batches=" in alone
+    assert "not enough alone" not in alone
+    short = told(needed=40, parameters=2, optimizer=4)  # 34 are left
+    assert "--config.mesh.fsdp=4 --config.mesh.data=1  state is 6.00 GiB a chip; not enough alone" in short
+    assert "--config.model.remat=full\n" in short
+    state = told(needed=30, parameters=5, optimizer=10)  # 20 with the gradients
+    assert "--config.mesh.fsdp=4 --config.mesh.data=1  state is 15.00 GiB a chip\n" in state
+    assert "--config.model.remat=full; not enough alone" in state
+    assert "no setting makes it fit" in told(needed=120, parameters=25, optimizer=50)
 
 
 def test_splits_are_all_and_only_those_of_the_devices():

@@ -105,6 +105,18 @@ def test_rows_that_are_missing_are_left_out_and_told(tmp_path, capsys):
     assert "not finished yet" in told
 
 
+def test_a_frontier_at_the_edge_of_its_own_interval_is_said_to_say_little(tmp_path, monkeypatch):
+    study = make_study(budgets=("400k", "800k"), sizes=(32, 64, 96))
+    finish(study, tmp_path)
+    noted = []
+    for k in ((0.1, 0.05, 0.2), (0.1, 0.05, 0.1)):
+        monkeypatch.setattr(reporting, "fit_frontier", lambda c, y, k=k: {"c": (1.5, 1.0, 2.0), "k": k})
+        noted.append([note for note in run(study, tmp_path).notes if "at the edge of its interval" in note])
+    assert noted[0] == []
+    (note,) = noted[1]
+    assert note.startswith("6 rows, ")
+
+
 def test_a_row_that_was_interrupted_after_an_evaluation_is_not_finished(tmp_path):
     study = make_study()
     finish(study, tmp_path)

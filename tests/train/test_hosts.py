@@ -289,6 +289,17 @@ def test_a_connection_that_says_nothing_does_not_hold_up_the_meeting():
         silent.close()
 
 
+def test_hosts_that_expect_different_numbers_are_named_by_their_index(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "vm")
+    address = f"127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor(2) as pool:
+        counts = {0: 2, 1: 3}
+        met = [pool.submit(rendezvous.meet, rendezvous.Membership(address, counts[i], i), 20.0) for i in counts]
+        for meeting in met:
+            with pytest.raises(UserError, match=r"host 1 \(vm\) expects 3 hosts, host 0 expects 2"):
+                meeting.result()
+
+
 def test_who_waits_says_for_whom_and_ever_more_rarely(monkeypatch, capsys):
     monkeypatch.setattr(rendezvous, "FIRST_NOTE", 0.4)
     address = f"127.0.0.1:{free_port()}"
