@@ -228,6 +228,15 @@ def changed(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return result
 
 
+def as_planned(written: Mapping[str, Any], found: Plan) -> dict[str, Any]:
+    """The config that a plan is of: with its mesh, micro-batches and rematerialisation."""
+    changes = {f"mesh.{axis}": size for axis, size in found.mesh.items()}
+    changes["micro_batches"] = found.settings["micro_batches"]
+    if "remat" in found.settings:
+        changes["model.remat"] = found.settings["remat"]
+    return changed(written, changes)
+
+
 def flags(found: Plan) -> str:
     """What to type to run a plan."""
     given = [f"--config.mesh.{axis}={size}" for axis, size in found.mesh.items() if size > 1 or axis == "data"]
