@@ -29,7 +29,7 @@ from sslx.errors import Unavailable, UserError, first_line
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
 from sslx.train.sharding import one_per_device
-from sslx.train.watch import Store, Watch
+from sslx.train.watch import Store, Watch, within
 
 
 class _Joined:
@@ -44,7 +44,7 @@ class _Joined:
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                return call(*arguments)
+                return within(max(deadline - time.monotonic(), 1.0), call, *arguments)
             except Exception:
                 if time.monotonic() > deadline:
                     raise
@@ -215,7 +215,9 @@ def _explain_aborts(member: Membership) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(number: int) -> None:
         message = "error: the process was aborted, for the reason above\n"
-        if member.index and not _listening(member.coordinator):
+        # The kernel of a host that is frozen still takes connections.
+        silent = _joined is not None and _joined.watch.coordinator_silent
+        if member.index and (silent or not _listening(member.coordinator)):
             message = f"error: lost {member.name(0)}, which coordinates the hosts, at {member.coordinator}\n"
         os.write(2, message.encode())
         os._exit(1)

@@ -128,6 +128,17 @@ def logged(run, step):
     return lambda: any(record["step"] >= step for record in read_metrics(run))
 
 
+@contextlib.contextmanager
+def frozen(host):
+    """Stops a host for the length of the block, so that it holds its connections and says nothing; then ends it."""
+    host.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        host.signal(signal.SIGKILL)
+        host.wait()
+
+
 def losses(run):
     """``{step: (loss, gradient norm)}`` in training."""
     return {r["step"]: (r["train/loss"], r["train/grad_norm"]) for r in read_metrics(run) if "train/loss" in r}
@@ -194,11 +205,18 @@ def test_the_end_of_host_0_is_told_by_name(cluster, tmp_path):
 def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path):
     hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **{"hosts.timeout_seconds": 5.0})
     until(logged(tmp_path / "run", 2), *hosts)
-    hosts[1].signal(signal.SIGSTOP)
-    assert hosts[0].wait() == 1
-    hosts[1].signal(signal.SIGKILL)
-    hosts[1].wait()
+    with frozen(hosts[1]):
+        assert hosts[0].wait() == 1
     assert any("host 1 (" in line and "cannot be heard" in line for line in errors(hosts[0])), hosts[0].stderr
+
+
+def test_a_hanging_host_0_which_holds_the_store_is_told_by_name_too(cluster, tmp_path):
+    hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **{"hosts.timeout_seconds": 5.0})
+    until(logged(tmp_path / "run", 2), *hosts)
+    with frozen(hosts[0]):
+        assert hosts[1].wait() == 1
+    # jax would have aborted it a minute later, which has another line.
+    assert any("host 0 (" in line and "does not answer" in line for line in errors(hosts[1])), hosts[1].stderr
 
 
 def test_a_host_whose_data_hang_is_told_by_name_while_its_heart_beats(cluster, tmp_path):
