@@ -41,7 +41,7 @@ from sslx import entry
 from sslx.errors import UserError, choose
 from sslx.runtime import display
 from sslx.scaling.family import Family, check_base, measure
-from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
+from sslx.scaling.fit import shortage
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import job
@@ -113,11 +113,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     console = Console()
     if FLAGS.list:
         console.table(f"{len(study.rows)} rows (*: held out)", grid_table(study))
-        _say_notes(study, console)
+        _say_notes(study, count, console)
         return None
     failures, stopped = {}, ""
     if not FLAGS.report:
-        _say_notes(study, console)
+        _say_notes(study, count, console)
         failures, stopped = run_jobs(jobs, workdir, console)
     if stopped:
         console.say(f"stopped on {stopped}; the same command goes on")
@@ -146,15 +146,11 @@ def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]
     return budgets, parse_points(",".join(part for part in parts if ":" in part), "predict")
 
 
-def _say_notes(study: Study, console: Console) -> None:
+def _say_notes(study: Study, count: str, console: Console) -> None:
     if note := repetition_note(study):
         console.say(note)
-    rows, sizes = study.fitted, {row.size.width for row in study.fitted}
-    if len(rows) < MIN_ROWS or min(len(sizes), len(rows) // len(sizes)) < MIN_LEVELS:
-        console.say(
-            f"note: {len(sizes)} sizes x {len(rows) // len(sizes)} budgets are too few to fit; expected at least "
-            f"{MIN_LEVELS} of each"
-        )
+    if note := shortage([row.size.parameters(count) for row in study.fitted], [row.tokens for row in study.fitted]):
+        console.say(f"note: {note}")
 
 
 if __name__ == "__main__":

@@ -174,8 +174,18 @@ def test_list_prints_the_grid_and_writes_nothing(study, folder):
     for part in ("5 rows (*: held out)", "w8_2k", "w16_40k", "w24_60k*", "N-emb", "FLOPs", "steps"):
         assert part in said
     assert "rows see the corpus more than once" in said
-    assert "2 sizes x 2 budgets are too few to fit" in said
+    assert "note: too few rows to fit: 4 with 2 sizes and 2 token counts; expected at least 6 with 3 and 3" in said
     assert not (folder / "listed").exists()
+
+
+def test_a_grid_that_can_be_fitted_is_listed_without_a_note_and_one_that_cannot_with_one(study):
+    listed = (*GRID[:1], "--head_width=8", "--workdir=listed", "--list")
+    code, said, error = study(*listed, "--sizes=8,16,24,32", "--budgets=2e10flops,4e10flops")
+    assert code == 0, error
+    assert "to fit" not in said
+    code, said, error = study(*listed, "--sizes=8,16,24,32,40,48,56", "--budgets=4e10flops")
+    assert code == 0, error
+    assert "note: the rows cannot be fitted: each size has one token count" in " ".join(said.split())
 
 
 def test_rows_run_one_by_one_into_a_study_on_gs(bucket, study):
