@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sslx.config import HostsConfig
-from sslx.errors import first_line
+from sslx.errors import LISTED, first_line
 from sslx.train.rendezvous import Membership
 
 
@@ -220,7 +220,7 @@ class Watch:
             return ""
         # A host that has fallen silent is the reason, though its own limit may end a moment later.
         return self._lost(4 * self._period) or (
-            f"no progress for {waited:.0f} s (config.hosts.{limit}); behind: {self._describe(self._behind(at))}"
+            f"no progress for {waited:.0f} s (config.hosts.{limit}); {self._told_behind(at)}"
         )
 
     def _tell(self) -> None:
@@ -232,17 +232,20 @@ class Watch:
             return
         self._told = (at.moves, times + 1)
         print(
-            f"note: {at.phase} for {waited:.0f} s; behind: {self._describe(self._behind(at))}; the run ends after "
+            f"note: {at.phase} for {waited:.0f} s; {self._told_behind(at)}; the run ends after "
             f"{self._config.prepare_seconds:g} s (config.hosts.prepare_seconds)",
             file=sys.stderr,
             flush=True,
         )
 
-    def _behind(self, at: _Place) -> list[int]:
+    def _told_behind(self, at: _Place) -> str:
         """Whom this host waits for: at a meeting those that have not come, elsewhere those that have moved least."""
         moves = {index: said["moves"] for index, said in self._said.items()} | {self._member.index: at.moves}
         most = at.moves - 1 if at.waits else min(moves.values())
-        return [index for index in moves if moves[index] <= most] or [self._member.index]
+        behind = [index for index in moves if moves[index] <= most]
+        if behind and len(behind) < len(moves):
+            return f"behind: {self._describe(behind)}"
+        return f"no host is behind the others; {self._describe([self._member.index])}"
 
     def _describe(self, indices: list[int]) -> str:
         # Of its last heartbeat: a host that is lost may have done a few steps more than that.
@@ -251,7 +254,8 @@ class Watch:
             at = "" if said["step"] is None else f" at step {said['step']}"
             return f"{self._member.name(index)}, last heard{at} ({said['phase']})"
 
-        return "; ".join(one(index) for index in sorted(indices))
+        more = f" and {len(indices) - LISTED} more hosts" if len(indices) > LISTED else ""
+        return "; ".join(one(index) for index in sorted(indices)[:LISTED]) + more
 
     def _finish(self, verdict: str, code: int = 1) -> None:
         print(f"error: {' '.join(verdict.split())}", file=sys.stderr, flush=True)

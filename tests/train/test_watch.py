@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from sslx.config import HostsConfig
+from sslx.errors import LISTED
 from sslx.train import hosts
 from sslx.train.rendezvous import Membership
 from sslx.train.watch import Watch
@@ -116,6 +117,27 @@ def test_the_host_that_is_behind_is_named_when_nothing_moves(watch, store, ended
     assert error.startswith("error: no progress for ")
     assert error.endswith(" (config.hosts.timeout_seconds); behind: host 1 (b), last heard at step 3 (training)")
     assert json.loads(store.values["left/0"]) == {"reason": error.removeprefix("error: "), "code": 1}
+
+
+def test_where_all_have_moved_alike_no_host_is_called_behind(watch, store, ended, capsys):
+    for index in (1, 2):
+        store.others[index] = {"phase": "training", "step": 3, "moves": 3}
+    for step in range(1, 4):
+        watch.progress("training", step)
+    assert ended.wait(60)
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith(
+        " (config.hosts.timeout_seconds); no host is behind the others; host 0 (a), last heard at step 3 (training)"
+    )
+
+
+def test_a_meeting_of_hundreds_tells_of_the_first_that_have_not_come(store):
+    watch = Watch(Membership("127.0.0.1:1", 300, 0), store, CONFIG)  # not started: it has heard nobody yet
+    with watch.waiting("waiting at the end"):
+        told = watch._told_behind(watch._at)
+    assert told.startswith("behind: host 1, last heard (not started); host 2, ")
+    assert told.count("last heard") == LISTED
+    assert told.endswith(f"; host {LISTED}, last heard (not started) and {299 - LISTED} more hosts")
 
 
 def test_a_host_that_moves_is_not_ended(watch, ended):
