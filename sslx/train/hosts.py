@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sslx.config import HostsConfig
+from sslx.data.cache import tell_on
 from sslx.errors import Unavailable, UserError, first_line
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
@@ -196,6 +197,10 @@ def _keep_stdout(member: Membership) -> None:
 
     Such libraries write to the descriptor, so Python moves to a copy of it.
     """
+    if member.index:
+        tell_on(sys.stderr)
+    if not _prints_to_descriptor():
+        return
     sys.stdout.flush()
     if member.index == 0:
         how = {"buffering": 1, "encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
@@ -203,6 +208,14 @@ def _keep_stdout(member: Membership) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if os.environ.get("NCCL_DEBUG") else nowhere, 1)  # who asks NCCL to talk wants to hear it
     os.close(nowhere)
+
+
+def _prints_to_descriptor() -> bool:
+    """Whether standard output is the descriptor 1: it may be closed, or a notebook's, and 1 then be anything."""
+    try:
+        return sys.stdout is not None and sys.stdout.fileno() == 1
+    except (OSError, ValueError):  # it has none
+        return False
 
 
 def _explain_aborts(member: Membership) -> None:

@@ -10,6 +10,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -334,6 +336,37 @@ def test_who_waits_says_for_whom_and_ever_more_rarely(monkeypatch, capsys):
     told = [line for line in noted if "host 2 of 4 to join" in line]
     assert 2 <= len(told) <= 4  # after 0.4 s, 0.8 s, 1.6 s and 3.2 s
     assert all(line.endswith(" s now; the run ends after 20 s (config.hosts.join_seconds)") for line in noted)
+
+
+PREPARES = """
+import sys
+
+from sslx.data.cache import prepare_once
+from sslx.train import hosts
+from sslx.train.rendezvous import Membership
+
+hosts._keep_stdout(Membership("127.0.0.1:1", 2, int(sys.argv[1])))
+prepare_once(sys.argv[2], "words", lambda folder: print("note: fewer than asked for"))
+print("as on every host")
+"""
+
+
+@pytest.mark.parametrize(("index", "stdout", "stderr"), [(0, "PN=", ""), (1, "", "PN"), (0, None, ""), (1, None, "PN")])
+def test_what_one_host_prepares_is_told_whichever_it_is_and_a_closed_stdout_is_no_reason_to_end(
+    tmp_path, index, stdout, stderr
+):
+    lines = {
+        "P": f"preparing {tmp_path}/words (once)\n",
+        "N": "note: fewer than asked for\n",
+        "=": "as on every host\n",
+    }
+    command = [sys.executable, "-c", PREPARES, str(index), str(tmp_path)]
+    if stdout is None:
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "".join(lines[sign] for sign in stdout or "")
+    assert ended.stderr == "".join(lines[sign] for sign in stderr)
 
 
 def test_two_hosts_fine_tune_as_one_process(cluster, alone, tmp_path):
