@@ -39,7 +39,6 @@ from ml_collections import config_flags
 
 from sslx import entry
 from sslx.errors import UserError, choose
-from sslx.runtime import display
 from sslx.scaling.family import Family, check_base, measure
 from sslx.scaling.fit import shortage
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
@@ -47,7 +46,7 @@ from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import job
 from sslx.session import check_run, run_config
 from sslx.storage import check, is_remote
-from sslx.sweep import become, check_switches, own_flags_cut, row_index, run_jobs
+from sslx.sweep import become, check_switches, own_flags_cut, row_index, run_jobs, told_failures
 from sslx.train.console import Console
 
 FLAGS = flags.FLAGS
@@ -123,12 +122,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
         console.say(f"stopped on {stopped}; the same command goes on")
         return None
     sized = [(measure(written, family, [width])[0][0], budget) for width, budget in points]
-    found = report(study, workdir, count, budgets=budgets, points=sized, console=console)
+    try:
+        found = report(study, workdir, count, budgets=budgets, points=sized, console=console)
+    except UserError as error:
+        if failures:  # they are the reason for what report is missing
+            raise UserError(f"{told_failures(jobs, failures, workdir)}; {error}") from error
+        raise
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(study.rows)} rows failed: {', '.join(failures)}; the others are reported, "
-            f"what each printed is in {display(workdir)}/logs, and the same command tries them again"
-        )
+        raise UserError(told_failures(jobs, failures, workdir))
     return found
 
 

@@ -161,11 +161,15 @@ def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, argum
 
 def test_two_rows_with_the_same_mistake_are_enough(study, folder):
     changes = ("--config.mesh.data=3", "--config.mesh.fsdp=1", "--workdir=mistaken")  # for other devices than these
-    code, said, error = study(*GRID, *changes)
+    code, said, error = study(*GRID, *changes, "--predict=1e12flops")
     assert code == 2
     assert said.count(": failed: config.mesh is data=3 x") == 2
     assert "two rows end with the same mistake, so the others are not tried" in said
-    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; ")
+    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; 2 more were not tried; what each printed is in ")
+    assert error.endswith(
+        "the same command tries them again; nothing can be predicted: too few finished rows to fit: 0 with 0 sizes and "
+        "0 token counts; expected at least 6 with 3 and 3\n"
+    )
 
 
 def test_list_prints_the_grid_and_writes_nothing(study, folder):
