@@ -75,6 +75,8 @@ def _run(start: Callable[[], None], parse: Callable[[list[str]], list[str]], tel
     # Orbax warns of choices made on purpose, and logs the traceback of what it then raises.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _tell_unraisable
+    if sys.stdout is None:  # closed (>&-): nothing is printed, and everything else goes on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         if any(argument in HELP for argument in sys.argv[1:]):
             tell_help()

@@ -43,7 +43,7 @@ from sslx.entry import load_config
 from sslx.errors import UserError, choose
 from sslx.runtime import display
 from sslx.storage import is_remote, write_text
-from sslx.sweep import Job, become, check_switches, own_flags_cut, row_index, run_jobs
+from sslx.sweep import Job, become, check_switches, own_flags_cut, row_index, run_jobs, told_failures
 from sslx.tasks.glue import GLUE, GlueTask, average
 from sslx.train.console import Console
 from sslx.train.initialise import inherited
@@ -118,10 +118,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | N
     write_text(workdir / "results.json", json.dumps({"init": FLAGS.init} | found, indent=1) + "\n")
     _show(found, tasks, len(rates), workdir, console)
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(rows)} rows failed: {', '.join(failures)}; the others are reported, what each "
-            f"printed is in {display(workdir)}/logs, and the same command tries them again"
-        )
+        raise UserError(told_failures(jobs, failures, workdir))
     return found
 
 

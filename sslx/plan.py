@@ -68,11 +68,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
             compile_at_most=given.compile_at_most,
             say=lambda line: console.print(line, soft_wrap=True),
         )
-        best = plans[0]
-        written = search.changed(written, {f"mesh.{axis}": size for axis, size in best.mesh.items()})
+        written = search.as_planned(written, plans[0])
     else:
         plans = [plan(written, where)]
-    report.show(plans[0], where, written, console)
+    report.show(plans[0], where, written, console, searched=given.search)
     if given.search:
         report.ranking(plans, console)
     if target:

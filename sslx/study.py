@@ -39,15 +39,14 @@ from ml_collections import config_flags
 
 from sslx import entry
 from sslx.errors import UserError, choose
-from sslx.runtime import display
 from sslx.scaling.family import Family, check_base, measure
-from sslx.scaling.fit import MIN_LEVELS, MIN_ROWS
+from sslx.scaling.fit import shortage
 from sslx.scaling.grid import Asked, Budget, Study, open_study, parse_budget, parse_points
 from sslx.scaling.report import Findings, grid_table, repetition_note, report
 from sslx.scaling.runs import job
 from sslx.session import check_run, run_config
 from sslx.storage import check, is_remote
-from sslx.sweep import become, check_switches, own_flags_cut, row_index, run_jobs
+from sslx.sweep import become, check_switches, own_flags_cut, row_index, run_jobs, told_failures
 from sslx.train.console import Console
 
 FLAGS = flags.FLAGS
@@ -113,22 +112,24 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     console = Console()
     if FLAGS.list:
         console.table(f"{len(study.rows)} rows (*: held out)", grid_table(study))
-        _say_notes(study, console)
+        _say_notes(study, count, console)
         return None
     failures, stopped = {}, ""
     if not FLAGS.report:
-        _say_notes(study, console)
+        _say_notes(study, count, console)
         failures, stopped = run_jobs(jobs, workdir, console)
     if stopped:
         console.say(f"stopped on {stopped}; the same command goes on")
         return None
     sized = [(measure(written, family, [width])[0][0], budget) for width, budget in points]
-    found = report(study, workdir, count, budgets=budgets, points=sized, console=console)
+    try:
+        found = report(study, workdir, count, budgets=budgets, points=sized, console=console)
+    except UserError as error:
+        if failures:  # they are the reason for what report is missing
+            raise UserError(f"{told_failures(jobs, failures, workdir)}; {error}") from error
+        raise
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(study.rows)} rows failed: {', '.join(failures)}; the others are reported, "
-            f"what each printed is in {display(workdir)}/logs, and the same command tries them again"
-        )
+        raise UserError(told_failures(jobs, failures, workdir))
     return found
 
 
@@ -146,15 +147,11 @@ def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]
     return budgets, parse_points(",".join(part for part in parts if ":" in part), "predict")
 
 
-def _say_notes(study: Study, console: Console) -> None:
+def _say_notes(study: Study, count: str, console: Console) -> None:
     if note := repetition_note(study):
         console.say(note)
-    rows, sizes = study.fitted, {row.size.width for row in study.fitted}
-    if len(rows) < MIN_ROWS or min(len(sizes), len(rows) // len(sizes)) < MIN_LEVELS:
-        console.say(
-            f"note: {len(sizes)} sizes x {len(rows) // len(sizes)} budgets are too few to fit; expected at least "
-            f"{MIN_LEVELS} of each"
-        )
+    if note := shortage([row.size.parameters(count) for row in study.fitted], [row.tokens for row in study.fitted]):
+        console.say(f"note: {note}")
 
 
 if __name__ == "__main__":

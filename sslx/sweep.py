@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 from etils.epath import Path
 
 from sslx.errors import UserError
+from sslx.runtime import display
 from sslx.train.console import Console
 from sslx.train.run_folder import has_checkpoint
 from sslx.train.signals import StopRequest, stop_on_signals
@@ -74,6 +75,17 @@ def run_jobs(jobs: Sequence[Job], workdir: Path, console: Console) -> tuple[dict
             elif result:
                 console.say(f"row {index} {job.name}: {result}, {time.monotonic() - begin:.0f} s")
     return failures, signal.Signals(request.number).name if request.number else ""
+
+
+def told_failures(jobs: Sequence[Job], failures: Mapping[str, str], workdir: Path) -> str:
+    """The line that ends a sweep in which some jobs failed."""
+    untried = sum(job.name not in failures and not job.result() for job in jobs)
+    parts = [f"{len(failures)} of {len(jobs)} rows failed: {', '.join(failures)}"]
+    if untried:
+        parts.append(f"{untried} more were not tried")
+    if len(jobs) > len(failures) + untried:
+        parts.append("those that are finished are reported" if untried else "the others are reported")
+    return f"{'; '.join(parts)}; what each printed is in {display(workdir)}/logs, and the same command tries them again"
 
 
 def check_switches() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import filelock
@@ -302,3 +303,11 @@ def test_a_loss_that_is_not_finite_ends_with_1_and_a_line(entry):
     assert ended.stderr.startswith("error: the training loss is ")
     assert ended.stderr.count("\n") == 1
     assert ended.code == 1
+
+
+def test_a_closed_stdout_changes_no_error():
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "sslx.main", "--config=nowhere.py"]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: no config file 'nowhere.py'")
+    assert ended.stderr.count("\n") == 1

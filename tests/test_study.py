@@ -162,11 +162,15 @@ def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, argum
 
 def test_two_rows_with_the_same_mistake_are_enough(study, folder):
     changes = ("--config.mesh.data=3", "--config.mesh.fsdp=1", "--workdir=mistaken")  # for other devices than these
-    code, said, error = study(*GRID, *changes)
+    code, said, error = study(*GRID, *changes, "--predict=1e12flops")
     assert code == 2
     assert said.count(": failed: config.mesh is data=3 x") == 2
     assert "two rows end with the same mistake, so the others are not tried" in said
-    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; ")
+    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; 2 more were not tried; what each printed is in ")
+    assert error.endswith(
+        "the same command tries them again; nothing can be predicted: too few finished rows to fit: 0 with 0 sizes and "
+        "0 token counts; expected at least 6 with 3 and 3\n"
+    )
 
 
 def test_list_prints_the_grid_and_writes_nothing(study, folder):
@@ -175,8 +179,18 @@ def test_list_prints_the_grid_and_writes_nothing(study, folder):
     for part in ("5 rows (*: held out)", "w8_2k", "w16_40k", "w24_60k*", "N-emb", "FLOPs", "steps"):
         assert part in said
     assert "rows see the corpus more than once" in said
-    assert "2 sizes x 2 budgets are too few to fit" in said
+    assert "note: too few rows to fit: 4 with 2 sizes and 2 token counts; expected at least 6 with 3 and 3" in said
     assert not (folder / "listed").exists()
+
+
+def test_a_grid_that_can_be_fitted_is_listed_without_a_note_and_one_that_cannot_with_one(study):
+    listed = (*GRID[:1], "--head_width=8", "--workdir=listed", "--list")
+    code, said, error = study(*listed, "--sizes=8,16,24,32", "--budgets=2e10flops,4e10flops")
+    assert code == 0, error
+    assert "to fit" not in said
+    code, said, error = study(*listed, "--sizes=8,16,24,32,40,48,56", "--budgets=4e10flops")
+    assert code == 0, error
+    assert "note: the rows cannot be fitted: each size has one token count" in " ".join(said.split())
 
 
 def test_rows_run_one_by_one_into_a_study_on_gs(bucket, study):

@@ -11,15 +11,24 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 
 from sslx.errors import UserError
 from sslx.storage import is_remote
+
+_told_on: TextIO | None = None  # where what is done once is told; None: stdout, like the header that follows
+
+
+def tell_on(stream: TextIO) -> None:
+    """Lets this process say what it prepares there: of several, any may be the one that does it, and few are heard."""
+    global _told_on
+    _told_on = stream
 
 
 def cache_folder(cache_dir: str = "") -> Path:
@@ -60,10 +69,10 @@ def prepare_once(cache_dir: str | os.PathLike[str], name: str, build: Callable[[
                 for stale in root.glob(f"{name}.tmp-*"):
                     shutil.rmtree(stale, ignore_errors=True)
                 temporary = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=root))
-                # Said on stdout like the header that follows: a first start spends a minute here.
-                print(f"preparing {folder} (once)", flush=True)
                 try:
-                    _build(build, temporary)
+                    with contextlib.redirect_stdout(_told_on or sys.stdout):
+                        print(f"preparing {folder} (once)", flush=True)  # a first start spends a minute here
+                        _build(build, temporary)
                     temporary.chmod(0o755)  # mkdtemp's 0700 would shut other users out of a shared cache
                     _to_disk(temporary)
                     os.replace(temporary, folder)

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +37,7 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from sslx.data.sources import Source
 from sslx.data.text import TextConfig, text_collection
 from sslx.data.tokens import Chunk, chunk_ranges, encode_chunk, encoding_backend
-from sslx.errors import UserError, choose, nearest
+from sslx.errors import Unavailable, UserError, choose, nearest
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -85,7 +86,9 @@ def encode_in_shards(
     """Tokenises a source of ``config`` by way of shards in ``folder``; an `Encoder` once config and workers are bound.
 
     Raises:
-      UserError: an unreadable record, a worker that does not see this source, or a pool of processes that broke.
+      UserError: an unreadable record, a worker that does not see this source, a pool of processes that broke, or a
+        Beam runner that did not begin.
+      Unavailable: a Beam runner that had begun failed.
     """
     scratch = Path(folder) / "shards"
     builder = write_shards(source, tokenizer, dtype, scratch, config=config, workers=workers)
@@ -126,9 +129,12 @@ def write_shards(
         except Exception as error:
             if mistake := _mistake(error):
                 raise UserError(mistake) from error
-            if workers.runner in WHERE:
+            if workers.runner not in WHERE:
+                raise
+            if not _has_run(error):
                 raise UserError(_failed(workers, error)) from error
-            raise
+            traceback.print_exception(error)  # its cause may be anything: a worker's disk, the network, this program
+            raise Unavailable(_failed(workers, error)) from error
     return builder
 
 
@@ -270,8 +276,13 @@ def _beam_options(runner: str, given: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def _has_run(error: BaseException) -> bool:
+    """Whether a pipeline that failed had begun: Beam then says in which step, or hands on a worker's traceback."""
+    return any(sign in str(error) for sign in ("while running", "Traceback "))
+
+
 def _failed(workers: Workers, error: BaseException) -> str:
-    """Why a runner did not run, as one line: it is mostly that its cluster is not where it looks for it."""
+    """Why a runner failed, as one line; where nothing has run yet, its cluster is mostly not where it looks for it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = lines[-1] if any(line.startswith("Traceback ") for line in lines) else lines[0]
     given = ", ".join(workers.options) or "none"

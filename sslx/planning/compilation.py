@@ -22,6 +22,7 @@ from sslx.planning.roofline import Roofline
 from sslx.planning.topology import Topology
 from sslx.session import run_config
 from sslx.train.initialise import objective_class, part_of
+from sslx.train.memory import exhausted
 from sslx.train.program import Program
 from sslx.train.sharding import make_mesh
 
@@ -214,7 +215,7 @@ def _compile(lowered: jax.stages.Lowered, program: Program) -> tuple[jax.stages.
             (dump,) = Path(folder).glob("*.after_optimizations.txt")
             return compiled, dump.read_text(), None
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+        if not exhausted(error):
             raise UserError(f"the compiler refuses the step: {first_line(error)}") from error
         said = re.search(r"(?:memory required[^(]*\(|Used )([\d.]+)([KMGT])", str(error))
         if said is None:

@@ -13,21 +13,23 @@ from sslx.planning.search import flags, remedies
 from sslx.planning.topology import Topology
 
 
-def show(found: Plan, topology: Topology, written: Mapping[str, Any], console: Console) -> None:
-    """Prints one plan."""
+def show(
+    found: Plan, topology: Topology, written: Mapping[str, Any], console: Console, *, searched: bool = False
+) -> None:
+    """Prints one plan of the config ``written``; ``searched``: it is what a search has found."""
     mesh = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items())
     console.print(f"[bold]{topology.name}[/bold]" + (f"  ({topology.note})" if topology.note else ""))
     settings = ", ".join(f"{name}={value}" for name, value in found.settings.items())
     console.print(f"mesh {mesh}; {settings}")
     _memory(found, console)
     if found.memory is None:
-        _does_not_fit(found, topology, written, console)
+        _does_not_fit(found, topology, written, console, searched)
         return
     for title, sent in (("training", found.collectives), ("evaluation", found.eval_collectives)):
         _collectives(f"collectives of one {title} step", sent, topology, console)
     _times(found, topology, console)
     if not found.fits:
-        _does_not_fit(found, topology, written, console)
+        _does_not_fit(found, topology, written, console, searched)
     for note in found.notes:
         console.print(f"note: {note}")
     evaluated = f", of the evaluation step in {found.eval_compile_seconds:.1f} s" if found.eval_memory else ""
@@ -137,7 +139,9 @@ def _times(found: Plan, topology: Topology, console: Console) -> None:
     )
 
 
-def _does_not_fit(found: Plan, topology: Topology, written: Mapping[str, Any], console: Console) -> None:
+def _does_not_fit(
+    found: Plan, topology: Topology, written: Mapping[str, Any], console: Console, searched: bool
+) -> None:
     needed = f"needs {size(found.needed)}" if found.needed else "needs more"
     console.print(f"[bold]does not fit[/bold]: the training step {needed}, a chip has {size(found.hbm_bytes)}")
     state = found.parameter_bytes + found.optimizer_bytes
@@ -156,7 +160,8 @@ def _does_not_fit(found: Plan, topology: Topology, written: Mapping[str, Any], c
         console.print("nothing else to split or recompute: take a larger topology, a smaller batch or a smaller model")
         return
     not_alone = "; not enough alone, as estimated"
-    console.print("what may make it fit, alone or together (--search tries these on several meshes):")
+    tried = "" if searched else " (--search tries these on several meshes)"
+    console.print(f"what may make it fit, alone or together{tried}:")
     if split:
         saved = fixed * (1 - found.mesh["fsdp"] / most)
         hint = not_alone if found.needed and found.needed - saved > found.hbm_bytes else ""

@@ -17,12 +17,12 @@ from sslx.planning.compilation import Plan, build_program, plan, shard_bytes
 from sslx.planning.topology import Topology
 from sslx.session import run_config
 from sslx.train.initialise import part_of
+from sslx.train.memory import REMAT
 
 SEARCHED = ("data", "fsdp", "tensor")
 LARGEST_TENSOR = 16  # beyond it, layers of published widths leave a chip too little to multiply
 TRIES = 4  # remedies for a mesh that does not fit
 SLACK = 1.1  # micro-batches do not shrink everything, and the compiler keeps some memory for itself
-REMAT = ("none", "dots", "full")  # from the least recomputation to the least memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +229,15 @@ def changed(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         else:
             result[name] = value
     return result
+
+
+def as_planned(written: Mapping[str, Any], found: Plan) -> dict[str, Any]:
+    """The config that a plan is of: with its mesh, micro-batches and rematerialisation."""
+    changes = {f"mesh.{axis}": size for axis, size in found.mesh.items()}
+    changes["micro_batches"] = found.settings["micro_batches"]
+    if "remat" in found.settings:
+        changes["model.remat"] = found.settings["remat"]
+    return changed(written, changes)
 
 
 def flags(found: Plan) -> str:

@@ -29,6 +29,7 @@ KINDS = (
 
 # Instructions that move nothing: they name, wait, or only call others.
 _FREE = {
+    "async-start",
     "parameter",
     "constant",
     "tuple",
@@ -230,8 +231,9 @@ def hbm_bytes(module: Module) -> float:
             moved = _fusion_bytes(module, computation, instruction)
         elif opcode in ("dynamic-slice", "slice", "gather"):
             moved = 2 * _in_hbm(instruction.shape)
-        elif opcode == "slice-start":  # its result names its operand, then the slice
-            moved = instruction.shape[1].bytes + _in_hbm(instruction.shape[1:2])
+        elif opcode in ("slice-start", "dynamic-slice-start"):  # their result names their operands, then the slice
+            piece = instruction.shape[len(instruction.operands)]
+            moved = piece.bytes + _in_hbm((piece,))
         elif opcode == "dynamic-update-slice":
             moved = 2 * _in_hbm(computation.operands(instruction)[1].shape)
         else:

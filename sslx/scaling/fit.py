@@ -107,25 +107,39 @@ def fit_law(
       seed: Of the resamples.
 
     Raises:
-      UserError: there are too few rows, sizes or token counts.
+      UserError: what `shortage` finds.
     """
     n, d, y = (np.asarray(values, float) for values in (parameters, tokens, losses))
-    if len(y) < MIN_ROWS or _levels(n) < MIN_LEVELS or _levels(d) < MIN_LEVELS:
-        raise UserError(
-            f"too few finished rows to fit: {len(y)} with {_levels(n)} sizes and {_levels(d)} token counts; expected "
-            f"at least {MIN_ROWS} with {MIN_LEVELS} and {MIN_LEVELS}"
-        )
+    if problem := shortage(n, d, "finished rows"):
+        raise UserError(problem)
     values = _fit(n, d, y, starts=6)
     rng, drawn = np.random.default_rng(seed), []
     while len(drawn) < draws:
         rows = rng.integers(0, len(y), len(y))
         # A resample that could not be fitted by itself says nothing of how the fit would vary.
-        if len(set(rows)) < MIN_ROWS - 1 or min(_levels(n[rows]), _levels(d[rows])) < MIN_LEVELS:
+        few = len(set(rows)) < MIN_ROWS - 1 or min(_levels(n[rows]), _levels(d[rows])) < MIN_LEVELS
+        if few or _one_curve(n[rows], d[rows]):
             continue
         drawn.append(_fit(n[rows], d[rows], y[rows], starts=1, also=values))
     residuals = np.log(y) - _log_loss(values, np.log(n), np.log(d))
     noise = residuals * np.sqrt(len(y) / (len(y) - 5))
     return Fit(values, np.array(drawn), noise, n, d, y)
+
+
+def shortage(parameters: Float[np.ndarray, "rows"], tokens: Float[np.ndarray, "rows"], rows: str = "rows") -> str:
+    """Why rows of these N and D cannot be fitted, whatever their losses, or ""; ``rows`` is what they are called."""
+    n, d = np.asarray(parameters, float), np.asarray(tokens, float)
+    if len(n) < MIN_ROWS or _levels(n) < MIN_LEVELS or _levels(d) < MIN_LEVELS:
+        return (
+            f"too few {rows} to fit: {len(n)} with {_levels(n)} sizes and {_levels(d)} token counts; expected "
+            f"at least {MIN_ROWS} with {MIN_LEVELS} and {MIN_LEVELS}"
+        )
+    if _one_curve(n, d):
+        return (
+            f"the {rows} cannot be fitted: each size has one token count, and these only rise or only fall with the "
+            "size, as in a single FLOP budget; expected at least two budgets"
+        )
+    return ""
 
 
 def fit_frontier(
@@ -178,6 +192,15 @@ def _levels(values: np.ndarray) -> int:
     """How many different values, those within 1 % counted as one: budgets are met to the nearest step."""
     ordered = np.sort(np.log(values))
     return 1 + int(np.sum(np.diff(ordered) > 0.01)) if len(values) else 0
+
+
+def _one_curve(n: np.ndarray, d: np.ndarray) -> bool:
+    """Whether D follows from N and only rises or only falls with it: then A, B and E are not told apart."""
+    order = np.lexsort((d, n))
+    log_n, log_d = np.log(n[order]), np.log(d[order])
+    steps = np.diff(log_d)[np.diff(log_n) > 0.01]
+    spread = np.diff(log_d)[np.diff(log_n) <= 0.01]
+    return bool((np.abs(spread) <= 0.01).all() and ((steps > 0).all() or (steps < 0).all()))
 
 
 def _at_bound(value: float, bounds: tuple[float, float]) -> bool:

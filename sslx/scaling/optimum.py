@@ -29,7 +29,8 @@ class Optimum:
     tokens: Interval
     loss: Interval
     size: Size  # the family's member nearest to it
-    at_edge: bool  # the best N is the least or the greatest that was looked at
+    searched: tuple[float, float]  # the least and the greatest N that were looked at
+    at_edge: bool  # the best N, or an end of its interval, is one of them: it may lie beyond
 
 
 def flops_per_token(
@@ -58,14 +59,17 @@ def find_optimum(fit: Fit, ladder: Sequence[Size], count: str, flops: float, see
     drawn = np.exp(e) + np.exp(a - alpha * np.log(n)) + np.exp(b - beta * np.log(d))
     chosen = drawn.argmin(axis=1)
     noise = np.random.default_rng(seed).choice(fit.noise, len(chosen))
+    parameters = (float(n[best]), *interval(n[chosen]))
+    searched = (float(n[0]), float(n[-1]))
     nearest = min(ladder, key=lambda size: abs(np.log(size.parameters(count) / n[best])))
     return Optimum(
         flops=flops,
-        parameters=(float(n[best]), *interval(n[chosen])),
+        parameters=parameters,
         tokens=(float(d[best]), *interval(d[chosen])),
         loss=(float(fit.loss(n[best], d[best])), *interval(drawn.min(axis=1) * np.exp(noise))),
         size=nearest,
-        at_edge=best in (0, POINTS - 1),
+        searched=searched,
+        at_edge=any(part in searched for part in parameters),
     )
 
 

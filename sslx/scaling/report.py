@@ -199,10 +199,15 @@ def _say(
             verdict = f"it was {found.losses[name]:.4f}, {'inside' if inside else 'OUTSIDE'} the interval"
         console.say(f"held out {name}: predicted {_told(prediction, '.4f')}; {verdict}")
     for optimum in optima:
-        edge = "; the best size lies beyond the sizes that were looked at" if optimum.at_edge else ""
+        signs, edge = _signs(optimum), ""
+        if optimum.at_edge:
+            least, greatest = (short(n) for n in optimum.searched)
+            edge = (
+                f"; where ≤ or ≥ stands, the best may lie beyond the sizes that were looked at, N {least} to {greatest}"
+            )
         console.say(
-            f"best use of {optimum.flops:.3g} FLOPs: N {_told(optimum.parameters, short)}, tokens "
-            f"{_told(optimum.tokens, short)}, loss {_told(optimum.loss, '.4f')}; nearest size "
+            f"best use of {optimum.flops:.3g} FLOPs: N {_told(optimum.parameters, short, signs)}, tokens "
+            f"{_told(optimum.tokens, short, _of_tokens(signs))}, loss {_told(optimum.loss, '.4f')}; nearest size "
             f"{optimum.size.layers} x {optimum.size.width}{edge}"
         )
     for point in predicted:
@@ -214,9 +219,24 @@ def _say(
         console.say(f"note: {note}")
 
 
-def _told(value: Interval, form: str | Callable[[float], str]) -> str:
-    told = [form(part) if callable(form) else format(part, form) for part in value]
+def _told(value: Interval, form: str | Callable[[float], str], signs: tuple[str, ...] = ("", "", "")) -> str:
+    told = [
+        sign + (form(part) if callable(form) else format(part, form)) for part, sign in zip(value, signs, strict=True)
+    ]
     return f"{told[0]} ({told[1]} to {told[2]})"
+
+
+def _signs(optimum: Optimum) -> tuple[str, ...]:
+    """What stands before N and the ends of its interval where they are no more than where the search ended."""
+    least, greatest = optimum.searched
+    return tuple("≤ " if n <= least else "≥ " if n >= greatest else "" for n in optimum.parameters)
+
+
+def _of_tokens(signs: tuple[str, ...]) -> tuple[str, ...]:
+    """The same of D, of which there is less where N is greater."""
+    turned = {"≤ ": "≥ ", "≥ ": "≤ ", "": ""}
+    value, low, high = (turned[sign] for sign in signs)
+    return value, high, low
 
 
 def _csv(study: Study, found: Findings) -> str:

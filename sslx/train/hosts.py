@@ -25,11 +25,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sslx.config import HostsConfig
+from sslx.data.cache import tell_on
 from sslx.errors import Unavailable, UserError, first_line
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
 from sslx.train.sharding import one_per_device
-from sslx.train.watch import Store, Watch
+from sslx.train.watch import Store, Watch, within
 
 
 class _Joined:
@@ -44,7 +45,7 @@ class _Joined:
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                return call(*arguments)
+                return within(max(deadline - time.monotonic(), 1.0), call, *arguments)
             except Exception:
                 if time.monotonic() > deadline:
                     raise
@@ -196,6 +197,10 @@ def _keep_stdout(member: Membership) -> None:
 
     Such libraries write to the descriptor, so Python moves to a copy of it.
     """
+    if member.index:
+        tell_on(sys.stderr)
+    if not _prints_to_descriptor():
+        return
     sys.stdout.flush()
     if member.index == 0:
         how = {"buffering": 1, "encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
@@ -203,6 +208,14 @@ def _keep_stdout(member: Membership) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if os.environ.get("NCCL_DEBUG") else nowhere, 1)  # who asks NCCL to talk wants to hear it
     os.close(nowhere)
+
+
+def _prints_to_descriptor() -> bool:
+    """Whether standard output is the descriptor 1: it may be closed, or a notebook's, and 1 then be anything."""
+    try:
+        return sys.stdout is not None and sys.stdout.fileno() == 1
+    except (OSError, ValueError):  # it has none
+        return False
 
 
 def _explain_aborts(member: Membership) -> None:
@@ -215,7 +228,9 @@ def _explain_aborts(member: Membership) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(number: int) -> None:
         message = "error: the process was aborted, for the reason above\n"
-        if member.index and not _listening(member.coordinator):
+        # The kernel of a host that is frozen still takes connections.
+        silent = _joined is not None and _joined.watch.coordinator_silent
+        if member.index and (silent or not _listening(member.coordinator)):
             message = f"error: lost {member.name(0)}, which coordinates the hosts, at {member.coordinator}\n"
         os.write(2, message.encode())
         os._exit(1)

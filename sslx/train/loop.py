@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -24,7 +25,7 @@ from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
 from sslx.errors import UserError
 from sslx.objective import Objective
-from sslx.train import sharding
+from sslx.train import memory, sharding
 from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
@@ -81,11 +82,12 @@ class Trainer:
           start: Makes the first state of a run without a checkpoint; None: fresh from the seed.
 
         Raises:
-          UserError: the disk is full, or every checkpoint is damaged.
+          UserError: the disk is full, a device has too little memory, or every checkpoint is damaged.
           FloatingPointError: the loss is not finite.
         """
         program = self.program
-        with sharding.on_mesh(program.mesh), stop_on_signals() as request:
+        explained = functools.partial(memory.explained, self.config, written["model"], program.mesh)
+        with sharding.on_mesh(program.mesh), stop_on_signals() as request, explained():
             checkpoints = Checkpoints(workdir, self.config.checkpoint)
             # Where a run starts: its own newest checkpoint; else what it was given (config.init); else fresh.
             restored = checkpoints.restore(program.abstract, say=console.say)
@@ -102,7 +104,7 @@ class Trainer:
                     f"schedule ends; --config.optimizer.schedule_steps={self.config.steps} stretches it"
                 )
             progress("compiling", step, limited=False)
-            with together("compiling"):  # or the first to be done would take the others for lost
+            with together("compiling"), explained():  # or the first to be done would take the others for lost
                 seconds = program.compile()
             console.say(f"compiled the training step in {seconds:.1f} s")
             for note in program.undivided:

@@ -127,18 +127,14 @@ class _Patience:
         """Seconds until there is something to say again."""
         return max(self._begin + self._next - time.monotonic(), 0.01)
 
-    def tell(self, whom: str) -> None:
-        """Says it if it is time to."""
+    def tell(self, whom: str, *, ends: bool = True) -> None:
+        """Says it if it is time to; ``ends``: with the limit that holds for this wait."""
         waited = time.monotonic() - self._begin
         if waited < self._next:
             return
         self._next = 2 * waited
-        print(
-            f"note: waiting for {whom}, {waited:.0f} s now; the run ends after {self.seconds:g} s "
-            "(config.hosts.join_seconds)",
-            file=sys.stderr,
-            flush=True,
-        )
+        limit = f"; the run ends after {self.seconds:g} s (config.hosts.join_seconds)" if ends else ""
+        print(f"note: waiting for {whom}, {waited:.0f} s now{limit}", file=sys.stderr, flush=True)
 
 
 def _gather(member: Membership, port: int, deadline: float, patience: _Patience) -> list[str]:
@@ -202,7 +198,8 @@ def _report(member: Membership, host: str, port: int, deadline: float, patience:
                 # Host 0 may have begun to wait later than this one, and answers after its own deadline.
                 last = time.monotonic() + 2 * patience.seconds + 10
                 while not select.select([connection], [], [], patience.left)[0] and time.monotonic() < last:
-                    patience.tell(f"the other hosts of {member.count}, which host 0 at {member.coordinator} collects")
+                    others = f"the other hosts of {member.count}, which host 0 at {member.coordinator} collects"
+                    patience.tell(others, ends=False)  # host 0's clock counts now, and it says how long it waits
                 connection.settimeout(max(last - time.monotonic(), 0.01))
                 answer = _receive(connection)
         except OSError:

@@ -2,8 +2,9 @@
 
 The store is that of jax's coordination service. A host that is silent for ``timeout_seconds``, or a run that does not
 move for it, ends this process with a line that names the host which holds it up; the main thread may hang in a
-collective and could not do it. A phase that may take long has ``prepare_seconds`` instead, and a line on stderr each
-``timeout_seconds`` tells until then whom it waits for.
+collective and could not do it. Nor could the thread that talks to the store, since a call to a host 0 that is frozen
+never comes back: so one thread beats and another judges. A phase that may take long has ``prepare_seconds`` instead,
+and a line on stderr each ``timeout_seconds`` tells until then whom it waits for.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sslx.config import HostsConfig
-from sslx.errors import first_line
+from sslx.errors import LISTED, first_line
 from sslx.train.rendezvous import Membership
 
 
@@ -39,6 +42,27 @@ class Store:
         """The values in a folder, by the last part of their keys."""
         found = self._client.key_value_dir_get(f"sslx/{folder}/")
         return {key.rpartition("/")[2]: value for key, value in found}
+
+
+def within(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call of the store answers; such calls have no deadline of their own.
+
+    Raises:
+      TimeoutError: it has not come back in time; its thread is left behind.
+    """
+    answer: Future = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call(*arguments))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    try:
+        return answer.result(timeout=seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer for {seconds:.0f} s") from None
 
 
 @dataclass(frozen=True)
@@ -66,18 +90,25 @@ class Watch:
         # Seconds without a new beat of a host, while the store answered.
         self._quiet = dict.fromkeys((index for index in range(member.count) if index != member.index), 0.0)
         self._answered, self._problem = time.monotonic(), ""  # when the store last did, and what it has said since
+        self._unanswered = 0.0  # seconds since then, as far as this process ran
+        self._departed: dict[str, str] = {}  # what hosts that have left say
         self._end = threading.Event()
         self._leaving, self._has_left = threading.Lock(), False
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._beat_on, name="beat", daemon=True),
+            threading.Thread(target=self._judge_on, name="watch", daemon=True),
+        ]
 
     def start(self) -> None:
         """Begins watching."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Ends watching; the other hosts will hear nothing more."""
         self._end.set()
-        self._thread.join(timeout=10)
+        for thread in self._threads:
+            thread.join(timeout=5)
 
     def progress(self, phase: str, step: int | None = None, *, limited: bool = True) -> None:
         """This host has come to ``phase`` (and step); ``limited`` says which of the two limits it has to move on."""
@@ -101,8 +132,9 @@ class Watch:
             # The first reason is the cause; what another thread says after it only follows from it.
             first, self._has_left = not self._has_left, True
         if first:
+            said = json.dumps({"reason": reason, "code": code})
             try:
-                self._store.put(f"left/{self._member.index}", json.dumps({"reason": reason, "code": code}))
+                within(3 * self._period, self._store.put, f"left/{self._member.index}", said)
             except Exception:  # the store is gone, and everybody knows
                 return
         if self._member.index == 0:
@@ -119,9 +151,23 @@ class Watch:
             time.sleep(self._period / 4)
         return ""
 
-    def _run(self) -> None:
+    @property
+    def coordinator_silent(self) -> bool:
+        """Whether host 0 has let a few heartbeats pass without an answer."""
+        return self._unanswered > 4 * self._period
+
+    def _beat_on(self) -> None:
         while not self._end.wait(self._period):
             self._beat()
+
+    def _judge_on(self) -> None:
+        judged, heard = time.monotonic(), self._answered
+        while not self._end.wait(self._period):
+            now, answered = time.monotonic(), self._answered
+            # A time in which this process itself was suspended proves nothing: it hardly counts.
+            passed = min(now - judged, 2 * self._period)
+            self._unanswered = 0.0 if answered != heard else self._unanswered + passed
+            judged, heard = now, answered
             code, verdict = self._left()
             verdict = verdict or self._lost(self._config.timeout_seconds) or self._stuck()
             if verdict:
@@ -136,6 +182,7 @@ class Watch:
         try:
             self._store.put(f"beat/{self._member.index}", json.dumps(here))
             found = {int(index): json.loads(value) for index, value in self._store.under("beat").items()}
+            self._departed = self._store.under("left")
         except Exception as error:
             self._problem = first_line(error)
             return
@@ -150,11 +197,7 @@ class Watch:
 
     def _left(self) -> tuple[int, str]:
         """The exit code and the message that the first host which has left leaves behind, or 1 and ""."""
-        try:
-            left = self._store.under("left")
-        except Exception:
-            return 1, ""
-        for index, value in left.items():
+        for index, value in self._departed.items():
             if int(index) == self._member.index:
                 continue
             said = json.loads(value)
@@ -163,8 +206,9 @@ class Watch:
 
     def _lost(self, seconds: float) -> str:
         # Where host 0 has ended, jax mostly aborts the process before, and `hosts` explains it.
-        if time.monotonic() - self._answered > seconds:
-            return f"{self._member.name(0)}, which coordinates the hosts, does not answer: {self._problem}"
+        if self._unanswered > seconds:
+            problem = self._problem or f"nothing for {self._unanswered:.0f} s"
+            return f"{self._member.name(0)}, which coordinates the hosts, does not answer: {problem}"
         silent = [index for index, quiet in self._quiet.items() if quiet > seconds]
         return f"{self._describe(silent)}; cannot be heard any more" if silent else ""
 
@@ -176,7 +220,7 @@ class Watch:
             return ""
         # A host that has fallen silent is the reason, though its own limit may end a moment later.
         return self._lost(4 * self._period) or (
-            f"no progress for {waited:.0f} s (config.hosts.{limit}); behind: {self._describe(self._behind(at))}"
+            f"no progress for {waited:.0f} s (config.hosts.{limit}); {self._told_behind(at)}"
         )
 
     def _tell(self) -> None:
@@ -188,17 +232,20 @@ class Watch:
             return
         self._told = (at.moves, times + 1)
         print(
-            f"note: {at.phase} for {waited:.0f} s; behind: {self._describe(self._behind(at))}; the run ends after "
+            f"note: {at.phase} for {waited:.0f} s; {self._told_behind(at)}; the run ends after "
             f"{self._config.prepare_seconds:g} s (config.hosts.prepare_seconds)",
             file=sys.stderr,
             flush=True,
         )
 
-    def _behind(self, at: _Place) -> list[int]:
+    def _told_behind(self, at: _Place) -> str:
         """Whom this host waits for: at a meeting those that have not come, elsewhere those that have moved least."""
         moves = {index: said["moves"] for index, said in self._said.items()} | {self._member.index: at.moves}
         most = at.moves - 1 if at.waits else min(moves.values())
-        return [index for index in moves if moves[index] <= most] or [self._member.index]
+        behind = [index for index in moves if moves[index] <= most]
+        if behind and len(behind) < len(moves):
+            return f"behind: {self._describe(behind)}"
+        return f"no host is behind the others; {self._describe([self._member.index])}"
 
     def _describe(self, indices: list[int]) -> str:
         # Of its last heartbeat: a host that is lost may have done a few steps more than that.
@@ -207,7 +254,8 @@ class Watch:
             at = "" if said["step"] is None else f" at step {said['step']}"
             return f"{self._member.name(index)}, last heard{at} ({said['phase']})"
 
-        return "; ".join(one(index) for index in sorted(indices))
+        more = f" and {len(indices) - LISTED} more hosts" if len(indices) > LISTED else ""
+        return "; ".join(one(index) for index in sorted(indices)[:LISTED]) + more
 
     def _finish(self, verdict: str, code: int = 1) -> None:
         print(f"error: {' '.join(verdict.split())}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from sslx.data import token_shards, tokens
 from sslx.data.text import TextConfig, open_text, prepare_text
 from sslx.data.token_shards import Workers, encode_in_shards, write_shards
 from sslx.data.tokens import encode_here
-from sslx.errors import UserError
+from sslx.errors import Unavailable, UserError
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.tasks.text_classification import TextClassification
 
@@ -174,10 +174,30 @@ def test_a_runner_without_its_cluster_is_one_line_with_its_options_and_beams_rea
     assert "\n" not in said
 
 
-def test_what_beams_workers_say_last_is_the_reason():
-    told = 'Traceback (most recent call last):\n  File "x.py", line 1\nOSError: disk full [while running x]'
-    said = token_shards._failed(Workers(runner="FlinkRunner"), RuntimeError(told))
-    assert said.endswith("): OSError: disk full [while running x]")
+@pytest.mark.parametrize(
+    ("told", "kind", "reason"),
+    [
+        ("failed to connect to all addresses\nmore of it", UserError, "failed to connect to all addresses"),
+        (
+            'Traceback (most recent call last):\n  File "x.py", line 1\nOSError: disk full [while running x]',
+            Unavailable,
+            "OSError: disk full [while running x]",
+        ),
+        ("network unreachable [while running 'write']", Unavailable, "network unreachable [while running 'write']"),
+    ],
+)
+def test_a_cluster_that_fails_while_it_runs_is_nobodys_mistake_and_keeps_its_traceback(
+    opened, text_config, tmp_path, monkeypatch, capsys, told, kind, reason
+):
+    def fail(self, **options):
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(token_shards.TokenShards, "download_and_prepare", fail)
+    workers = Workers(runner="PortableRunner", options=("job_endpoint=localhost:1",))
+    with pytest.raises(kind) as refusal:
+        write_shards(*opened, np.uint16, tmp_path / "shards", config=text_config, workers=workers)
+    assert str(refusal.value).endswith(f"): {reason}")
+    assert ("Traceback (most recent call last)" in capsys.readouterr().err) == (kind is Unavailable)
 
 
 def test_beam_that_is_not_installed_is_named_with_its_extra(monkeypatch):

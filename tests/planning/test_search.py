@@ -3,10 +3,13 @@
 import dataclasses
 import io
 import math
+import types
 
+import ml_collections
 import pytest
 from rich.console import Console
 
+from sslx import plan as entry_plan
 from sslx.errors import UserError
 from sslx.planning import report, search, topology
 from sslx.planning.compilation import plan
@@ -103,6 +106,30 @@ def test_a_search_splits_a_batch_that_does_not_fit_until_it_does(small, monkeypa
     assert "a step, all overlapped" in said[-1]
     assert found.fits
     assert (found.settings["batch_size"], found.settings["micro_batches"]) == (64, 4)
+
+
+def test_what_a_search_could_not_make_fit_is_advised_from_where_it_ended(small, monkeypatch, capsys):
+    """With 16 micro-batches, of one row each, only rematerialised layers are left to advise."""
+    asked = small({"batch_size": 64, "model.layers": 1})
+    first = plan(asked, topology.tpu("v5e-4"), evaluation=False)
+
+    def never(written, where):
+        settings = {"batch_size": 64, "micro_batches": written["micro_batches"], "remat": written["model"]["remat"]}
+        needed = {"fits": False, "needed": 20 * 2**30, "memory": None, "model_flops": 1e15}
+        return dataclasses.replace(first, settings=settings, **needed)
+
+    class Given(types.SimpleNamespace):
+        def __getitem__(self, name):
+            return types.SimpleNamespace(present=True)
+
+    given = Given(topology="v5e-4", slices=1, devices=None, search=True, compile_at_most=1, json="")
+    monkeypatch.setattr(search, "plan", never)
+    monkeypatch.setattr(entry_plan.flags, "FLAGS", given)
+    (found,) = entry_plan.main(ml_collections.ConfigDict(asked), None)
+    assert (found.settings["micro_batches"], found.settings["remat"]) == (16, "none")
+    told = capsys.readouterr().out
+    advice = told.partition("what may make it fit:\n")[2].partition("meshes by")[0]
+    assert advice.split() == ["--config.model.remat=dots", "--config.model.remat=full"]
 
 
 def test_micro_batches_are_the_first_remedy_where_arithmetic_hides_what_they_send(small):

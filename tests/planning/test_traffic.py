@@ -171,6 +171,32 @@ def test_an_asynchronous_collective_counts_once_where_it_starts():
     ]
 
 
+def test_an_asynchronous_operation_moves_what_its_computation_moves_and_no_more():
+    without = "".join(line for line in ASYNCHRONOUS.splitlines(keepends=True) if "async-" not in line)
+    whole, rest = (traffic.hbm_bytes(hlo.parse(text)) for text in (ASYNCHRONOUS, without))
+    assert whole - rest == 4 * (8 + 64)  # read and gathered
+
+
+SLICES = """HloModule jit_f
+
+ENTRY %main (a: f32[1000,8], i: s32[], j: s32[]) -> f32[4,8] {
+  %a = f32[1000,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %j = s32[] parameter(2)
+  %s = ((f32[1000,8]{1,0}), f32[4,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:4], [0:8]}
+  %sd = f32[4,8]{1,0:S(1)} slice-done(%s)
+  %d = ((f32[1000,8]{1,0}, s32[], s32[]), f32[2,8]{1,0}, s32[]{:S(2)}) dynamic-slice-start(%a, %i, %j), \
+dynamic_slice_sizes={2,8}
+  ROOT %dd = f32[2,8]{1,0} dynamic-slice-done(%d)
+}
+"""
+
+
+def test_a_started_slice_moves_itself_and_not_what_it_is_taken_from():
+    into_fast_memory, inside_hbm = 4 * 4 * 8, 2 * (4 * 2 * 8)
+    assert traffic.hbm_bytes(hlo.parse(SLICES)) == into_fast_memory + inside_hbm
+
+
 def test_products_are_counted_with_their_loops():
     weights = np.ones((WIDTH, WIDTH), np.float32)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from sslx.errors import UserError
-from sslx.scaling.fit import DELTA, Fit, fit_frontier, fit_law, frontier
+from sslx.scaling.fit import DELTA, Fit, fit_frontier, fit_law, frontier, shortage
 
 LAW = dict(E=1.7, A=90.0, B=420.0, alpha=0.34, beta=0.41)
 
@@ -122,3 +122,22 @@ def test_the_frontiers_power_law_is_recovered():
     flat = np.array([3.0, 2.0, 2.0, 2.5, 2.5, 2.5])
     with pytest.raises(UserError, match=r"no compute frontier: too few rows on it \(2; 3 needed\)"):
         fit_frontier(np.geomspace(1e12, 1e13, 6), flat)
+
+
+def iso_flop(sizes, budgets):
+    """N and D of FLOP budgets, which no two rows share a D in."""
+    n, c = np.meshgrid(np.geomspace(5e4, 5e6, sizes), np.geomspace(1e13, 1e14, budgets))
+    return n.ravel(), (c / (6 * n)).ravel()
+
+
+def test_one_flop_budget_cannot_be_fitted_and_two_with_four_sizes_can():
+    n, d = iso_flop(sizes=7, budgets=1)
+    assert shortage(n, d).startswith("the rows cannot be fitted: each size has one token count")
+    assert shortage(n, 20 * n) == shortage(n[::-1], d[::-1]) == shortage(n, d)
+    with pytest.raises(UserError, match="the finished rows cannot be fitted: each size has one token count"):
+        fit_law(n, d, loss(n, d, **LAW))
+    n, d = iso_flop(sizes=4, budgets=2)
+    assert shortage(n, d) == ""
+    assert len(fit_law(n, d, loss(n, d, **LAW), draws=3).losses) == 8
+    n, d = grid(sizes=4, budgets=2)
+    assert shortage(n, d) == "too few rows to fit: 8 with 4 sizes and 2 token counts; expected at least 6 with 3 and 3"

@@ -17,6 +17,7 @@ def six_n(parameters):
 
 
 LADDER = [six_n(parameters) for parameters in (10**5, 10**6, 10**7, 10**9)]
+CUT = [six_n(parameters) for parameters in (10**5, 10**6, 13 * 10**6)]  # between the best size and its interval's end
 
 
 def law(spread=0.0):
@@ -47,6 +48,15 @@ def test_intervals_follow_the_spread_of_the_fits():
 
 def test_an_optimum_beyond_the_sizes_looked_at_is_told():
     assert find_optimum(law(), LADDER[:2], "total", 1e20).at_edge
+
+
+def test_an_interval_that_ends_with_the_sizes_looked_at_is_told_too():
+    inside, cut = (find_optimum(law(0.03), ladder, "total", 1e16) for ladder in (LADDER, CUT))
+    assert not inside.at_edge
+    assert inside.parameters[0] < CUT[-1].total < inside.parameters[2]
+    assert cut.at_edge
+    assert cut.parameters[2] == cut.searched[1] == pytest.approx(CUT[-1].total)
+    assert cut.searched[0] < cut.parameters[0] < cut.searched[1]  # the best itself is inside
 
 
 def test_flops_between_sizes_are_interpolated_and_exact_at_them():

@@ -12,7 +12,7 @@ from sslx.errors import UserError
 from sslx.scaling import report as reporting
 from sslx.scaling.family import Size
 from sslx.scaling.fit import fit_law
-from sslx.scaling.grid import Row, Study, parse_budget
+from sslx.scaling.grid import Row, Study, parse_budget, short
 from sslx.scaling.report import repetition_note, report
 from sslx.train.console import Console
 
@@ -84,6 +84,19 @@ def test_a_finished_study_is_fitted_written_drawn_and_told(tmp_path, capsys):
     picture = matplotlib.image.imread(tmp_path / "study.png")
     assert picture.shape[0] > 400
     assert picture.std() > 0.05
+
+
+def test_an_optimum_that_the_sizes_looked_at_cut_off_is_told_as_a_bound(tmp_path, capsys):
+    study = make_study()
+    finish(study, tmp_path)
+    cut = dataclasses.replace(study, ladder=study.ladder[:2])
+    run(study, tmp_path, [parse_budget("1e13flops")])
+    assert "≥" not in capsys.readouterr().out
+    run(cut, tmp_path, [parse_budget("1e15flops")])
+    told = " ".join(capsys.readouterr().out.split())
+    greatest = short(size(64).total)
+    assert f"N ≥ {greatest} (≥ {greatest} to ≥ {greatest}), tokens ≤ " in told
+    assert f"the best may lie beyond the sizes that were looked at, N {short(size(32).total)} to {greatest}" in told
 
 
 def test_a_held_out_loss_far_from_the_prediction_is_called_outside(tmp_path, capsys):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sslx.config import MeshConfig, RunConfig
 from sslx.errors import UserError
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import Session, run_config, train
-from sslx.train import sharding
+from sslx.train import memory, sharding
 from sslx.train.checkpoint import read_variables, saved_steps
+from sslx.train.console import Console
 from sslx.train.hosts import Votes
 from sslx.train.loop import Trainer
 from sslx.train.metrics import read_metrics
+from sslx.train.program import Program
 
 
 @pytest.fixture
@@ -79,6 +83,40 @@ def test_a_broken_step_ends_the_run_and_is_never_saved(run, tmp_path):
     for step in saved_steps(tmp_path / "run" / "checkpoints"):
         params = read_variables(tmp_path / "run", step)["params"]
         assert all(np.isfinite(array).all() for array in jax.tree.leaves(params))
+
+
+def out_of_memory(*arguments, **named):
+    jax.block_until_ready(jnp.zeros(1 << 50, jnp.uint8))
+
+
+ADVICE = (
+    r"^a device has too little memory \(RESOURCE_EXHAUSTED: .*\); what needs less: --config.micro_batches=2, "
+    r"--config.model.remat=dots, --config.mesh.data=1 --config.mesh.fsdp=8, or a smaller --config.batch_size or model; "
+    r"for TPUs, python -m sslx.plan --search says which of them fits$"
+)
+
+
+def test_too_little_memory_to_compile_or_to_go_on_is_told_with_what_to_change(run, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr(Program, "compile", out_of_memory)
+        with pytest.raises(UserError, match=ADVICE):
+            run(batch_size=16)
+    monkeypatch.setattr(Console, "advance", lambda self, step: out_of_memory() if step == 3 else None)
+    with pytest.raises(UserError, match=ADVICE):
+        run(batch_size=16)
+
+
+def test_only_what_would_help_is_advised_and_other_errors_of_the_runtime_stay():
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.0G of 15.7G")
+    with (
+        pytest.raises(UserError, match=r"what needs less: a smaller --config.batch_size or model; for TPUs"),
+        memory.explained(RunConfig(batch_size=8), {"remat": "full"}, mesh),
+    ):
+        raise error
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Received message larger than max (5000000 vs. 4194304)")
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explained(RunConfig(), {}, mesh):
+        raise error
 
 
 def test_more_patience_lets_a_stopped_run_go_on(run):
