@@ -103,6 +103,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Findings | None:
     if index is None and not FLAGS.report:  # a mistake that every row would make is told once
         model = written["model"] | family.model(asked.sizes[0], written["model"])
         check_run(written | {"model": model}, "pretext")
+    asks = (budgets or points) and not FLAGS.report
+    if asks and (short := _shortage(open_study(workdir, asked, written, write=False), count)):
+        raise UserError(f"--predict={FLAGS.predict}: {short}")  # rather than after hours of rows
     study = open_study(workdir, asked, written, write=not FLAGS.list and not FLAGS.report)
     shared = shared_arguments(sys.argv[1:])
     jobs = [job(row, workdir, shared) for row in study.rows]
@@ -150,8 +153,12 @@ def _parse_predictions(text: str) -> tuple[list[Budget], list[tuple[int, Budget]
 def _say_notes(study: Study, count: str, console: Console) -> None:
     if note := repetition_note(study):
         console.say(note)
-    if note := shortage([row.size.parameters(count) for row in study.fitted], [row.tokens for row in study.fitted]):
+    if note := _shortage(study, count):
         console.say(f"note: {note}")
+
+
+def _shortage(study: Study, count: str) -> str:
+    return shortage([row.size.parameters(count) for row in study.fitted], [row.tokens for row in study.fitted])
 
 
 if __name__ == "__main__":

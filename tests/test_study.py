@@ -133,6 +133,7 @@ def test_rows_are_what_the_grid_says(gone_on, folder):
         (("--workdir=gs://bucket/study",), "expected --row=N for each row, then --report, or a folder on a disk"),
         (("--rate_rule=sqr",), "unknown --rate_rule 'sqr'; did you mean 'sqrt'?"),
         (("--parameters=all",), "unknown --parameters 'all'"),
+        (("--predict=1e12flops", "--workdir=new"), "--predict=1e12flops: too few rows to fit: 4 with 2 sizes and 2"),
         (("--report", "--predict=1e12flops"), "nothing can be predicted: too few finished rows to fit"),
         (("--report", "--workdir=new"), "no study in new, so there is nothing to report"),
         (("--sises=8",), "sises"),
@@ -162,14 +163,15 @@ def test_bad_input_is_one_line_and_changes_nothing(gone_on, study, folder, argum
 
 def test_two_rows_with_the_same_mistake_are_enough(study, folder):
     changes = ("--config.mesh.data=3", "--config.mesh.fsdp=1", "--workdir=mistaken")  # for other devices than these
-    code, said, error = study(*GRID, *changes, "--predict=1e12flops")
+    larger = ("--sizes=8,16,24", "--budgets=2k,4k,40k", "--predict=1e12flops")
+    code, said, error = study(*GRID, *changes, *larger)
     assert code == 2
     assert said.count(": failed: config.mesh is data=3 x") == 2
     assert "two rows end with the same mistake, so the others are not tried" in said
-    assert error.startswith("error: 2 of 4 rows failed: w8_2k, w8_40k; 2 more were not tried; what each printed is in ")
+    assert error.startswith("error: 2 of 9 rows failed: w8_2k, w8_4k; 7 more were not tried; what each printed is in ")
     assert error.endswith(
         "the same command tries them again; nothing can be predicted: too few finished rows to fit: 0 with 0 sizes and "
-        "0 token counts; expected at least 6 with 3 and 3\n"
+        "0 token counts; expected at least 6 with 3 different sizes and 3 different token counts\n"
     )
 
 
@@ -179,7 +181,7 @@ def test_list_prints_the_grid_and_writes_nothing(study, folder):
     for part in ("5 rows (*: held out)", "w8_2k", "w16_40k", "w24_60k*", "N-emb", "FLOPs", "steps"):
         assert part in said
     assert "rows see the corpus more than once" in said
-    assert "note: too few rows to fit: 4 with 2 sizes and 2 token counts; expected at least 6 with 3 and 3" in said
+    assert "note: too few rows to fit: 4 with 2 sizes and 2 token counts; expected at least 6 with 3 different" in said
     assert not (folder / "listed").exists()
 
 

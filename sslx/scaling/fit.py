@@ -131,8 +131,8 @@ def shortage(parameters: Float[np.ndarray, "rows"], tokens: Float[np.ndarray, "r
     n, d = np.asarray(parameters, float), np.asarray(tokens, float)
     if len(n) < MIN_ROWS or _levels(n) < MIN_LEVELS or _levels(d) < MIN_LEVELS:
         return (
-            f"too few {rows} to fit: {len(n)} with {_levels(n)} sizes and {_levels(d)} token counts; expected "
-            f"at least {MIN_ROWS} with {MIN_LEVELS} and {MIN_LEVELS}"
+            f"too few {rows} to fit: {len(n)} with {_levels(n)} sizes and {_levels(d)} token counts; expected at least "
+            f"{MIN_ROWS} with {MIN_LEVELS} different sizes and {MIN_LEVELS} different token counts"
         )
     if _one_curve(n, d):
         return (

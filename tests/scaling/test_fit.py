@@ -140,4 +140,7 @@ def test_one_flop_budget_cannot_be_fitted_and_two_with_four_sizes_can():
     assert shortage(n, d) == ""
     assert len(fit_law(n, d, loss(n, d, **LAW), draws=3).losses) == 8
     n, d = grid(sizes=4, budgets=2)
-    assert shortage(n, d) == "too few rows to fit: 8 with 4 sizes and 2 token counts; expected at least 6 with 3 and 3"
+    assert shortage(n, d) == (
+        "too few rows to fit: 8 with 4 sizes and 2 token counts; expected at least 6 with 3 different sizes and 3 "
+        "different token counts"
+    )
