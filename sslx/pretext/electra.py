@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from sslx.errors import UserError
-from sslx.models.bert import BertConfig, BertEncoder, DiscriminatorHead, MaskedTokenHead, embedded
+from sslx.models.bert import BertConfig, BertEncoder, DiscriminatorHead, MaskedTokenHead, embedded, glorot_init
 from sslx.models.layers import Dense, padded_vocabulary
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pooling import mean_pool
@@ -81,7 +81,9 @@ class Generator(nn.Module):
 
     def setup(self):
         if self.config.table_width != self.config.width:
-            self.project = Dense(self.config.width, (None, "embed"), dtype=self.config.compute_dtype)
+            self.project = Dense(
+                self.config.width, (None, "embed"), kernel_init=glorot_init, dtype=self.config.compute_dtype
+            )
         self.transformer = Transformer(self.config)
         self.mlm_head = MaskedTokenHead(self.config, self.vocab_size)
 
