@@ -105,6 +105,8 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
+    # What is compiled for a TPU that is not there is written to the cache and cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     # Compiling for a TPU needs none, and looking for one would take time or someone else's.
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")

@@ -3,8 +3,9 @@
 Both pretrain the encoder of ``configs/bert_mlm.py``'s default. MLM takes its steps; ELECTRA as many as cost the same
 model FLOPs (`Objective.flops`: forward and backward of all players, the masked-token heads on picked positions), with
 the same rows a step and kind of schedule, each at the learning rate of its own config.
-``configs/finetune/text_classification.py`` then fine-tunes each. A row of the table is one seed of one method; a seed
-sets the pretraining, the order of its data and the fine-tuning.
+``configs/finetune/text_classification.py`` then fine-tunes each, and ``none``, which has the architecture and the
+tokenizer and was not pretrained. A row of the table is one seed of one method; a seed sets the pretraining, the order
+of its data and the fine-tuning.
 
     python tests/benchmarks/electra_vs_mlm.py --workdir=runs/electra_vs_mlm
     python tests/benchmarks/electra_vs_mlm.py --workdir=/tmp/smoke --steps=20    # to see that it runs
@@ -35,6 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlm": ("bert_mlm", {}),
     "electra 1/4": ("electra", {"pretext.generator_width": 0.25}),
     "electra 1/2": ("electra", {"pretext.generator_width": 0.5}),
+    "none": ("bert_mlm", {}),  # no pretraining: the architecture and tokenizer of MLM's run, random parameters
 }
 
 
@@ -71,13 +73,20 @@ def equal_steps(method: str, steps: int) -> int:
     return max(2, round(steps * flops_of(config_of("mlm", steps, 0)) / flops_of(config_of(method, steps, 0))))
 
 
+def settings(method: str, steps: int, finetune_steps: int | None) -> list[Any]:
+    """What a row was made with; a finished one is taken only where it is the same."""
+    config = config_of(method, steps, 0)
+    return [steps, finetune_steps, config.optimizer.learning_rate, config.pretext.get("mask_ratio")]
+
+
 def one_row(method: str, seed: int, steps: int, finetune_steps: int | None, folder: Path) -> dict[str, Any]:
     """Pretrains and fine-tunes; returns the row."""
     name = f"{method.replace(' ', '_').replace('/', '_')}_{seed}"
     config = config_of(method, equal_steps(method, steps), seed)
-    pretrain.main(config, epath.Path(folder / f"pretrain_{name}"))
+    pretrained = folder / f"pretrain_{'mlm_' + str(seed) if method == 'none' else name}"
+    pretrain.main(config, epath.Path(pretrained))  # of a finished run, nothing more
     tuned = load_config(CONFIGS / "finetune" / "text_classification.py")
-    tuned.init, tuned.seed = str(folder / f"pretrain_{name}"), seed
+    tuned.init, tuned.seed = f"{'scratch:' if method == 'none' else ''}{pretrained}", seed
     if finetune_steps:
         tuned.steps = finetune_steps
         _shorten(tuned, finetune_steps)
@@ -87,9 +96,9 @@ def one_row(method: str, seed: int, steps: int, finetune_steps: int | None, fold
     return {
         "method": method,
         "seed": seed,
-        "steps": config.steps,
-        "teraflops": config.steps * flops_of(config) / 1e12,
-        "budget": [steps, finetune_steps],
+        "steps": 0 if method == "none" else config.steps,
+        "teraflops": 0.0 if method == "none" else config.steps * flops_of(config) / 1e12,
+        "settings": settings(method, steps, finetune_steps),
         "macro_f1": report["test/macro_f1"],
         "accuracy": report["test/accuracy"],
     }
@@ -137,8 +146,8 @@ def main() -> None:
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     file = arguments.workdir / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf8").splitlines()] if file.exists() else []
-    if any(row["budget"] != [steps, finetune_steps] for row in rows):
-        parser.error(f"{file} holds rows of other --steps; expected another --workdir")
+    if any(row["settings"] != settings(row["method"], steps, finetune_steps) for row in rows):
+        parser.error(f"{file} holds rows of other --steps or of other configs; expected another --workdir")
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in arguments.seeds:
         for method in arguments.methods:

@@ -91,7 +91,7 @@ def test_a_prediction_interval_holds_the_noise_of_a_run_even_where_the_fits_agre
 
 def test_too_few_rows_sizes_or_token_counts_are_refused():
     n, d = grid(2, 4)
-    with pytest.raises(UserError, match=r"8 with 2 sizes and 4 token counts; expected at least 6 with 3 and 3"):
+    with pytest.raises(UserError, match=r"8 with 2 sizes and 4 token counts; expected at least 6 with 3 different"):
         fit_law(n, d, loss(n, d, **LAW))
     with pytest.raises(UserError, match=r"too few finished rows to fit: 5 with 5 sizes and 5"):
         fit_law(n[:5] * np.arange(1, 6), d[:5] * np.arange(1, 6), np.ones(5))
