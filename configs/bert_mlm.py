@@ -20,7 +20,7 @@ Phases:    the original takes rows of 512 for the last tenth of its steps (appen
 
 import ml_collections
 
-from sslx.config import experiment, parse_argument
+from sslx.config import experiment, parse_argument, to_be_given
 from sslx.data.text import TextConfig
 from sslx.errors import UserError, choose
 from sslx.models.bert import MODERN, SIZES, BertConfig
@@ -44,7 +44,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.steps = STEPS - PHASE_TWO_STEPS
         config.optimizer.schedule_steps = STEPS
     if phase == "2":
-        config.init = "RUN_OF_PHASE_1"  # there is none of this name: it has to be given
+        config.init = to_be_given("the run of phase=1")
         config.data.seq_len = 512
         config.steps = PHASE_TWO_STEPS
         config.optimizer.warmup_steps = 0

@@ -197,12 +197,20 @@ RESUMABLE = (
 )
 
 
+TO_BE_GIVEN = "to be given: "
+
+
 def experiment(**parts: Any) -> ml_collections.ConfigDict:
     """A full config: ``RunConfig``'s defaults plus named parts, such as ``data=TextConfig(...)`` and ``model=...``."""
     config = to_config_dict(RunConfig())
     for name, part in parts.items():
         config[name] = to_config_dict(part)
     return config
+
+
+def to_be_given(what: str) -> str:
+    """A value of ``config.init`` that stands for what the command line has to name."""
+    return f"{TO_BE_GIVEN}{what}"
 
 
 def to_config_dict(instance: Any) -> ml_collections.ConfigDict:

@@ -26,7 +26,7 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     names = sorted(str(name) for name in valid)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    listing = ", ".join(names[:LISTED]) + more if names else "none"
+    listing = ", ".join(name or "''" for name in names[:LISTED]) + more if names else "none"
     return f"did you mean {close[0]!r}? (valid: {listing})" if close else f"valid: {listing}"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from etils.epath import Path
 from flax import traverse_util
 
-from sslx.config import load_class
+from sslx.config import TO_BE_GIVEN, load_class
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.objective import Objective
@@ -85,6 +85,8 @@ def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
       UserError: there is nothing to start from (names the nearest), or its storage cannot be reached.
     """
     init = written.get("init", "")
+    if init.startswith(TO_BE_GIVEN):
+        raise UserError(f"config.init is not given; expected --config.init=FOLDER, {init.removeprefix(TO_BE_GIVEN)}")
     like = init.partition(":")[2] if from_scratch(init) else init
     if not like:
         return written, None
