@@ -61,7 +61,7 @@ def test_berts_two_phases_are_its_steps_and_its_schedule():
     # The second has the parameters of the first, row for row, and starts from no run unless one is given.
     boxed = [shapes("bert_mlm.py", f"base,phase={phase}") for phase in (1, 2)]
     assert jax.tree.map(np.shape, boxed[0]) == jax.tree.map(np.shape, boxed[1])
-    with pytest.raises(UserError, match="config.init is not given; expected --config.init=FOLDER, the run of phase=1"):
+    with pytest.raises(UserError, match=r"config.init is not given; expected --config.init=FOLDER, the run of phase=1"):
         inherited(two.to_dict())
 
 
