@@ -60,8 +60,9 @@ def published(size: str, source: str) -> ml_collections.ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 10_000
     config.optimizer.beta2 = 0.98
-    config.optimizer.eps = 1e-6
-    config.optimizer.clip_norm = 5.0
+    # Published as 1e-6 and 5 for a loss that is summed over the width. Here it is the mean, and so are its gradients.
+    config.optimizer.eps = 1e-6 / config.model.width
+    config.optimizer.clip_norm = 5.0 / config.model.width
     config.eval.every_steps = 10_000
     config.eval.examples = 0
     config.checkpoint.every_steps = 10_000

@@ -15,7 +15,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as LocalPath
 from typing import Any
 
@@ -24,10 +24,13 @@ from etils.epath import Path
 
 from sslx import entry
 from sslx.data.text import saved_tokenizer
+from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError, choose
 from sslx.interop import stablehlo, writing
 from sslx.interop.folder import is_published
 from sslx.interop.model_card import model_card
+from sslx.interop.tokenizer import complete
+from sslx.pretext.clm import CausalLanguageModel
 from sslx.runtime import configure
 from sslx.storage import is_remote
 from sslx.train.checkpoint import chosen_step, read_variables
@@ -82,12 +85,13 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
     params, state = variables["params"], variables["state"]
     with _whole(LocalPath(out)) as made:
         if form == "hf":
-            class_name, notes = _write_hf(objective, folder, params, state, made, encoder_only)
+            class_name, notes = _write_hf(objective, folder, params, state, made, encoder_only, config["data"])
         else:
             _, row = objective_class(config).abstract(config)
             class_name, notes = "", stablehlo.write(objective, params, state, row, made)
             if (folder / "tokenizer").is_dir():
-                saved_tokenizer(folder)[0].save_pretrained(made / "tokenizer")
+                # Features are of whole texts, also those of a causal language model.
+                _complete(objective, folder, config["data"], continued=False)[0].save_pretrained(made / "tokenizer")
         card = model_card(folder, config, step, form=form, class_name=class_name, notes=notes)
         (made / "README.md").write_text(card, encoding="utf8")
     said = [f"exported step {step:,} of {run} to {out}", *(f"  {name}: {text}" for name, text in notes.items())]
@@ -95,10 +99,17 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
 
 
 def _write_hf(
-    objective: Any, run: Path, params: Any, state: Any, folder: LocalPath, encoder_only: bool
+    objective: Any,
+    run: Path,
+    params: Any,
+    state: Any,
+    folder: LocalPath,
+    encoder_only: bool,
+    data: Mapping[str, Any],
 ) -> tuple[str, dict[str, str]]:
     encoder = objective.encoder(params, state)["params"]
-    tokenizer, words = saved_tokenizer(run)
+    causal = isinstance(objective, CausalLanguageModel) and not encoder_only
+    tokenizer, words = _complete(objective, run, data, continued=causal)
     form = writing.published(
         objective.model,
         {**params, "encoder": encoder},
@@ -111,6 +122,13 @@ def _write_hf(
     writing.write(form, folder, tokenizer, labels)
     count = sum(array.size for array in form.tensors.values())
     return form.class_name, {"parameters": f"{count:,}", "vocabulary": f"{words.size:,} tokens"}
+
+
+def _complete(objective: Any, run: Path, data: Mapping[str, Any], *, continued: bool) -> tuple[Any, Vocabulary]:
+    tokenizer, words = saved_tokenizer(run)
+    types = getattr(objective.model, "token_types", 1) > 1
+    done = complete(tokenizer, words, longest=data["seq_len"], continued=continued, token_types=types)
+    return done, words
 
 
 def _check_out(out: str) -> None:

@@ -18,6 +18,7 @@ from sslx import finetune, main
 from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError
 from sslx.export import export
+from sslx.inference.verb import whole_document
 from sslx.interop.model_card import without_folders
 from sslx.interop.stablehlo import INPUTS
 from sslx.models.bert import MODERN
@@ -58,7 +59,7 @@ def exported(run):
 def test_an_exported_run_has_its_weights_with_the_vocabulary_cut(run, exported):
     params = read_variables(run)["params"]
     tensors, config = load_file(exported / "model.safetensors"), json.loads((exported / "config.json").read_text())
-    tokenizer, words = saved_tokenizer(run)
+    words = saved_tokenizer(run)[1]
     assert config["architectures"] == ["BertForMaskedLM"]
     assert (config["vocab_size"], config["pad_token_id"]) == (words.size, words.pad_id)
     assert words.size < len(params["encoder"]["embeddings"]["word"])
@@ -70,8 +71,10 @@ def test_an_exported_run_has_its_weights_with_the_vocabulary_cut(run, exported):
         tensors["bert.encoder.layer.1.output.dense.weight"],
         params["encoder"]["transformer"]["layers"]["mlp"]["down"]["kernel"][1].T,
     )
-    text = "Returns the sum of two numbers."
-    assert AutoTokenizer.from_pretrained(exported)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    theirs = AutoTokenizer.from_pretrained(exported)
+    for text in ("Returns the sum of two numbers.", "Returns the sum of two numbers. " * 9):
+        assert theirs(text, truncation=True).input_ids == whole_document(sslx.load(run).run, text).tokens
+    assert theirs.model_max_length == read_config(run)["data"]["seq_len"] == 32
 
 
 def test_the_model_card_tells_data_steps_loss_and_command(run, exported):
@@ -201,6 +204,22 @@ def test_stablehlo_computes_what_the_run_does_for_any_batch(run, tmp_path, packe
         assert (features.shape, logits.shape) == ((rows, 32), (rows, 32, objective.vocabulary.size))
         np.testing.assert_allclose(loaded["features"].call(batch), features, atol=1e-5)
         np.testing.assert_allclose(loaded["logits"].call(batch), logits, atol=1e-5)
+
+
+def test_the_card_says_how_to_get_the_features_of_a_text(trained, tmp_path):
+    # Those of a causal model are its last token's, which is the end of the text.
+    run = trained("gpt_clm")
+    export(str(run), str(tmp_path / "out"), "stablehlo")
+    recipe = (tmp_path / "out" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert '"a text"' in recipe
+    scope: dict = {}
+    exec(recipe.replace("FOLDER", str(tmp_path / "out")).replace("\nfeatures(", "\nfound = features("), scope)
+    loaded = sslx.load(run).run
+    tokens = np.array([whole_document(loaded, "a text").tokens], np.int32)
+    places = np.arange(tokens.shape[1], dtype=np.int32)[None]
+    batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places}
+    variables = loaded.objective.encoder(loaded.variables["params"], loaded.variables["state"])
+    np.testing.assert_allclose(scope["found"], loaded.objective.encode(variables, batch), atol=1e-5)
 
 
 def test_a_tagger_goes_out_with_its_tags_and_its_logits(exported, tiny_config, tmp_path, packed_rows):

@@ -5,8 +5,9 @@ run_squad makes them: a context that is too long for one row is read through win
 apart, and a window without the answer has it at [CLS], like a question without one. Where the tokenizer puts two [SEP]
 between texts, as RoBERTa's does, so do rows. The tokenizer's character offsets lead from answers to tokens and back.
 
-An answer whose text is not in the context at its place is skipped, as is a question that has only such answers; both
-are counted. Slices of SQuAD's files share no context; those of TFDS may.
+An answer whose text is not in the context at its place can be no label. Training skips it, and a question that has only
+such answers; evaluation keeps both, since SQuAD's script scores by the texts alone, with [CLS] for a label where no
+answer is at its place. Both are counted. Slices of SQuAD's files share no context; those of TFDS may.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ class Question:
 
 
 class QuestionRows:
-    """A window a row; those of a question are neighbours. Windows are numbered from ``first_window``."""
+    """A window a row; those of a question are neighbours. Windows are numbered from ``first_window``.
+
+    ``misplaced_answers`` are not in their context at their place, ``misplaced_questions`` have no others; with
+    ``training`` both are left out.
+    """
 
     def __init__(
         self,
@@ -95,6 +100,8 @@ class QuestionRows:
         tokenizer: PreTrainedTokenizerFast,
         config: QuestionsConfig,
         first_window: int = 0,
+        *,
+        training: bool = False,
     ):
         self.first_window, self._seq_len, self._vocabulary = first_window, config.seq_len, vocabulary(tokenizer)
         self._between = self._vocabulary.pair_separators
@@ -110,19 +117,20 @@ class QuestionRows:
         self.questions: list[Question] = []
         self._asked: list[np.ndarray] = []
         self._context: list[int] = []
-        self.skipped_answers, self.skipped_questions, self.first_skipped, self.questions_cut = 0, 0, "", 0
+        self.misplaced_answers, self.misplaced_questions, self.first_misplaced, self.questions_cut = 0, 0, "", 0
         windows = []  # (question, first token, tokens, the answer's first and last token in the context or -1)
         for question, encoding in zip(questions, asked, strict=True):
             context = contexts[question.context]
             offsets = self._contexts[context][1]
             good = [answer for answer in question.answers if _tokens_of(answer, question.context, offsets)]
             if len(good) < len(question.answers):
-                self.skipped_answers += len(question.answers) - len(good)
-                self.first_skipped = self.first_skipped or question.question
-                if not good:
-                    self.skipped_questions += 1
+                self.misplaced_answers += len(question.answers) - len(good)
+                self.misplaced_questions += not good
+                self.first_misplaced = self.first_misplaced or question.question
+                if training and not good:
                     continue
-                question = Question(question.question, question.context, tuple(good))
+                if training:
+                    question = Question(question.question, question.context, tuple(good))
             ids = np.array(encoding.ids, np.int32)
             self.questions_cut += len(ids) > config.max_question_length
             ids = ids[: config.max_question_length]
@@ -245,12 +253,12 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
     statistics, taken = {}, 0
     for role in sorted(sources, key=("eval", "test", "train").index):
         questions = [Question(r["question"], r["context"], r["answers"]) for r in all_records(sources[role])]
-        made = rows[role] = QuestionRows(questions, tokenizer, config, taken)
+        made = rows[role] = QuestionRows(questions, tokenizer, config, taken, training=role == "train")
         taken += len(made)
         if not len(made):
             raise UserError(
                 f"split {sources[role].split!r} of {config.source}: no question has an answer that is in its context "
-                f"at answer_start ({made.skipped_answers:,} answers skipped)"
+                f"at answer_start ({made.misplaced_answers:,} answers skipped)"
             )
         statistics |= {
             f"{role}_split": sources[role].split,
@@ -258,14 +266,16 @@ def prepare_questions(config: QuestionsConfig, tokenizer_override: str | None = 
             f"{role}_unanswerable": made.unanswerable,
             f"{role}_rows": len(made),
             f"{role}_tokens": made.num_tokens,
-            f"{role}_skipped_answers": made.skipped_answers,
-            f"{role}_skipped_questions": made.skipped_questions,
+            f"{role}_misplaced_answers": made.misplaced_answers,
+            f"{role}_misplaced_questions": made.misplaced_questions,
             f"{role}_questions_cut": made.questions_cut,
         }
-        if made.skipped_answers:
+        if made.misplaced_answers:
+            done = "skipped" if role == "train" else "scored by their text alone"
             print(
-                f"{role}: skipped {made.skipped_answers:,} answers that are not in their context at answer_start, and "
-                f"{made.skipped_questions:,} questions that have no other (first: {made.first_skipped[:60]!r})",
+                f"{role}: {made.misplaced_answers:,} answers are not in their context at answer_start, and "
+                f"{made.misplaced_questions:,} questions have no other; these are {done} "
+                f"(first: {made.first_misplaced[:60]!r})",
                 flush=True,
             )
     statistics["unread_splits"] = collection.unread(source.split for source in sources.values())

@@ -3,7 +3,7 @@
 In: a `TaggedWordsConfig`. Out: rows ``[CLS] pieces of the words [SEP]``, in which a word's tag stands on its first
 piece. A sentence is tokenised as its words joined by spaces, as text is in pretraining, and character offsets tell
 which piece belongs to which word. Words beyond ``seq_len`` and words of which a tokenizer makes no piece (control
-characters) carry no tag anywhere; they are counted.
+characters) carry no tag in any row; they are counted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TaggedWordsConfig(RecordsConfig):
 
 
 class TaggedRows:
-    """A sentence a row. ``tags`` are class ids by sentence, or None where they are not known."""
+    """A sentence a row, numbered from ``first_sentence``. ``tags`` are class ids by sentence, or None (not known)."""
 
     def __init__(
         self,
@@ -61,8 +61,10 @@ class TaggedRows:
         tags: Sequence[Sequence[int]] | None,
         tokenizer: PreTrainedTokenizerFast,
         seq_len: int,
+        first_sentence: int = 0,
     ):
         self.seq_len, self._vocabulary = seq_len, vocabulary(tokenizer)
+        self.first_sentence, self.tags = first_sentence, tags
         backend = encoding_backend(tokenizer.backend_tokenizer.to_str())
         encodings = backend.encode_batch([" ".join(words) for words in sentences], add_special_tokens=False)
         tokens, first, offsets = [], [], [0]
@@ -108,8 +110,13 @@ class TaggedRows:
         words[1 : 1 + stop - start] = self._first[start:stop]
         return words
 
-    def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> Mapping[str, Int[np.ndarray, "n length"]]:
-        """Reads rows: int32 ``tokens``, ``segment_ids``, ``positions``, and ``tags``, `NO_TAG` where none is asked."""
+    def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> Mapping[str, Int[np.ndarray, "n ..."]]:
+        """Reads rows.
+
+        Returns:
+          int32 arrays. ``[n, seq_len]``: ``tokens``, ``segment_ids``, ``positions``, and ``tags``, `NO_TAG` where none
+          is asked. ``[n]``: ``sentence``, its number.
+        """
         row_ids = np.asarray(row_ids, np.int64)
         start, lengths = self._offsets[row_ids], np.diff(self._offsets)[row_ids]
         source = flat_ranges(start, lengths)
@@ -121,19 +128,22 @@ class TaggedRows:
         tokens[np.arange(len(row_ids)), lengths + 1] = self._vocabulary.sep_id
         real = places < (lengths + 2)[:, None]
         positions = np.where(real, places, 0).astype(np.int32)
-        return {"tokens": tokens, "segment_ids": real.astype(np.int32), "positions": positions, "tags": tags}
+        batch = {"tokens": tokens, "segment_ids": real.astype(np.int32), "positions": positions, "tags": tags}
+        return batch | {"sentence": (self.first_sentence + row_ids).astype(np.int32)}
 
 
 def abstract_tagged_row(seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one row as ``TaggedRows.fetch`` gives it, without the axis of rows."""
     names = ("tokens", "segment_ids", "positions", "tags")
-    return {name: jax.ShapeDtypeStruct((seq_len,), np.int32) for name in names}
+    row = {name: jax.ShapeDtypeStruct((seq_len,), np.int32) for name in names}
+    return row | {"sentence": jax.ShapeDtypeStruct((), np.int32)}
 
 
 def prepare_tagged_words(
     config: TaggedWordsConfig, tokenizer_override: str | None = None
 ) -> tuple[PreparedRecords, tuple[str, ...]]:
-    """Prepares train, eval and, if asked for, test rows; returns them and the names of the tags, sorted.
+    """Prepares train, eval and, if asked for, test rows, and the names of the tags, sorted; no two sentences share a
+    number.
 
     Raises:
       UserError: whatever the source, the splits or the tokenizer do not allow.
@@ -148,13 +158,14 @@ def prepare_tagged_words(
     everything = itertools.chain.from_iterable(part.read(list(range(len(part)))) for part in collection.splits.values())
     names = tuple(sorted(set(itertools.chain.from_iterable(record["tags"] for record in everything))))
     number = {name: i for i, name in enumerate(names)}
-    rows, statistics = {}, {}
-    for role, found in records.items():
-        found = [record for record in found if record["words"]]
+    rows, statistics, taken = {}, {}, 0
+    for role in sorted(records, key=("eval", "test", "train").index):
+        found = [record for record in records[role] if record["words"]]
         if not found:
             raise UserError(f"split {sources[role].split!r} of {config.source} has no word in it")
         tags = [[number[tag] for tag in record["tags"]] for record in found]
-        rows[role] = TaggedRows([record["words"] for record in found], tags, tokenizer, config.seq_len)
+        rows[role] = TaggedRows([record["words"] for record in found], tags, tokenizer, config.seq_len, taken)
+        taken += len(rows[role])
         statistics |= {
             f"{role}_split": sources[role].split,
             f"{role}_rows": len(rows[role]),

@@ -149,6 +149,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         starts = {token for piece, token in pieces.items() if piece.startswith(("Ġ", "Ċ", "▁"))}
         continues = set(pieces.values()) - starts if starts else set()
     continues -= set(special_ids)
+    pair, (begin, end) = tokenizer("a", "a").input_ids, (ids["cls/bos"], ids["sep/eos"])
+    ends = pair.count(end) - (begin == end and pair[0] == begin)  # the one at the beginning ends nothing
     return Vocabulary(
         size=size,
         pad_id=ids["pad"],
@@ -159,7 +161,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         special_ids=special_ids,
         continuation=bytes(token in continues for token in range(size)),
         fingerprint=hash_of(described, ids),
-        pair_separators=max(1, tokenizer("a", "a").input_ids.count(ids["sep/eos"]) - 1),
+        pair_separators=max(1, ends - 1),
     )
 
 

@@ -169,7 +169,8 @@ class SpanContext(TextPretext):
         weights = batch["weights"]["regression"]
         targets = self.targets(params, state, batch)
         predicted = self.module.apply({"params": params}, batch, deterministic=not train, rngs={"dropout": key})
-        # fairseq adds up over the width, where this is the mean: Adam does not see the difference, a reader does.
+        # fairseq adds up over the width, where this is the mean, which a reader can compare between widths. Gradients
+        # are smaller by the width, too: its clipping norm and Adam's eps have to be divided by it.
         each = jnp.mean(distance(predicted - targets, self.pretext.smooth_beta), axis=-1)
         count = jnp.sum(weights)
         metrics = {

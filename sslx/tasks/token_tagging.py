@@ -1,8 +1,9 @@
 """Token tagging (named entities, parts of speech): a pretrained encoder and a linear head on each word's first piece.
 
 In: rows of tokens with a tag id on the first piece of each word and ``NO_TAG`` elsewhere. Out: one cross-entropy term,
-a mean over words, as BERT does it (arXiv 1810.04805, section 5.3). Where the tags mark entities, their F1 over all rows
-at once is scored by CoNLL's definition (`entities`). Words that a row had no room for are asked and scored nowhere.
+a mean over words, as BERT does it (arXiv 1810.04805, section 5.3). Where the tags mark entities, their F1 over all
+sentences at once is scored by CoNLL's definition (`entities`): as conlleval has it, words that a row had no room for
+count too, as guessed O. The loss and the accuracy are of the words that the model sees.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class TokenTagging(TextTask):
 
     seq_len: int
     label_names: tuple[str, ...]
+    held_out: tuple[TaggedRows, ...] = dataclasses.field(default=(), repr=False)  # whole sentences to score against
 
     head_reads = "tokens"
 
@@ -78,7 +80,8 @@ class TokenTagging(TextTask):
                 f"the tags of config.data.source {data_config.source!r} ({', '.join(names[:5])}) begin no entities "
                 "(B-X, I-X); for other tags see configs/finetune/token_tagging.py:tags=pos"
             )
-        return cls(task, model, data.vocabulary.size, data.tokenizer, data_config.seq_len, names), data
+        held_out = tuple(rows for rows in (data.eval, data.test) if rows is not None)
+        return cls(task, model, data.vocabulary.size, data.tokenizer, data_config.seq_len, names, held_out), data
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[TokenTagging, dict[str, jax.ShapeDtypeStruct]]:
@@ -144,7 +147,8 @@ class TokenTagging(TextTask):
         logits = self.module.apply({"params": params}, batch, deterministic=True)
         guesses = jnp.argmax(logits, axis=-1)
         confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-        return {"tokens": batch["tokens"], "tags": batch["tags"], "guesses": guesses, "confidence": confidence}
+        kept = {name: batch[name] for name in ("sentence", "tokens", "tags")}
+        return kept | {"guesses": guesses, "confidence": confidence}
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         if not are_entities(self.label_names):
@@ -192,10 +196,15 @@ class TokenTagging(TextTask):
         return Report("\n".join(lines), values | {"entities": scores}, {})
 
     def _by_sentence(self, predictions: Mapping[str, np.ndarray]) -> tuple[list[list[str]], list[list[str]]]:
-        """Tags and guesses of the words of each row."""
+        """Tags and guesses of all words of each held-out sentence; what the model does not see is guessed O."""
+        first = predictions["sentence"][0]
+        rows = next(r for r in self.held_out if r.first_sentence <= first < r.first_sentence + len(r))
         gold, guessed = [], []
-        for tags, guesses in zip(predictions["tags"], predictions["guesses"], strict=True):
-            asked = tags != NO_TAG
-            gold.append([self.label_names[tag] for tag in tags[asked]])
-            guessed.append([self.label_names[tag] for tag in guesses[asked]])
+        for sentence, guesses in zip(predictions["sentence"], predictions["guesses"], strict=True):
+            row = int(sentence) - rows.first_sentence
+            words = rows.words_at(row)
+            gold.append([self.label_names[tag] for tag in rows.tags[row]])
+            guessed.append(["O"] * len(gold[-1]))
+            for place in np.flatnonzero(words != NO_TAG):
+                guessed[-1][words[place]] = self.label_names[guesses[place]]
         return gold, guessed

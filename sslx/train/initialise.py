@@ -108,7 +108,7 @@ def from_scratch(init: str) -> bool:
 
 
 # Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
-PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head")
+PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head", "generator", "regression_head")
 
 
 def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -120,7 +120,7 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
 
     Returns:
       ``{"encoder": ...}`` to put over fresh parameters, with those of the `PRETRAINED` parts that the new run has
-      too; and notes on parameters that find no use.
+      too; and notes on parameters that find no use and on parts of these that start anew.
 
     Raises:
       UserError: no run there, or parameters are missing, of another shape or not finite; names each.
@@ -148,7 +148,10 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
         notes.append(f"config.init {folder}: tensors that find no use: {listed(unknown)}")
     encoder = {name: np.asarray(found[name], wanted[name].dtype) for name in wanted}
     taken = {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}
-    for part in (part for part in PRETRAINED if part in given and part in abstract_params):
+    for part in (part for part in PRETRAINED if part in abstract_params):
+        if part not in given:
+            notes.append(f"config.init {folder}: there is no {part}, which starts anew")
+            continue
         fresh = dict(abstract_params[part])
         if jax.tree.map(np.shape, given[part]) == jax.tree.map(lambda leaf: leaf.shape, fresh):
             taken[part] = jax.tree.map(lambda leaf, new: np.asarray(leaf, new.dtype), given[part], fresh)

@@ -103,7 +103,7 @@ def test_every_answer_is_where_it_is_said_to_be_and_splits_share_no_module(libra
     assert {split: len(found) for split, found in modules.items()} == {"train": 44, "validation": 2, "test": 4}
     assert len(set.union(*modules.values())) == 50
     data = prepare_questions(QuestionsConfig("python_questions", test_split="test", seq_len=224, vocab_size=300))
-    assert {role: data.statistics[f"{role}_skipped_answers"] for role in ("train", "eval", "test")} == {
+    assert {role: data.statistics[f"{role}_misplaced_answers"] for role in ("train", "eval", "test")} == {
         "train": 0,
         "eval": 0,
         "test": 0,

@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from entries import REPOSITORY
 from one_step import MESHES, assert_close, one_step
 from scipy.special import erf
 
+from sslx.config import OptimizerConfig, build
+from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import MODERN, BertConfig
 from sslx.pretext.span_context import SpanContext, SpanContextConfig, distance, normalised, spread
+from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
 from sslx.train.step import TrainState, finish_means, make_eval_step, make_train_step
 
@@ -237,6 +241,27 @@ def test_the_product_is_the_student(objective, plain, batch):
     variables = objective.encoder(plain["params"], plain["state"])
     assert variables["params"] is plain["params"]["encoder"]
     assert jax.eval_shape(objective.encode, variables, batch).shape == (32, 32)
+
+
+def test_the_published_size_steps_as_fairseq_does_whose_loss_is_a_sum_over_the_width():
+    written = load_config(REPOSITORY / "configs" / "span_context.py", "base")
+    width = written.model.width
+    assert width == 768
+    optimizer = make_optimizer(
+        build(OptimizerConfig, written.optimizer.to_dict(), "config.optimizer"),
+        optax.constant_schedule(1.0),
+        params := {"kernel": jnp.zeros((3, 4))},
+    )
+    state, m, v = optimizer.init(params), 0.0, 0.0
+    # The first gradient is clipped, the second is not; some columns are as small as eps.
+    for step, size in enumerate((10.0, 1.0), 1):
+        summed = size * np.random.default_rng(step).normal(size=(3, 4)) * np.array([1.0, 1.0, 1e-6, 1e-7])
+        found, state = optimizer.update({"kernel": jnp.float32(summed / width)}, state, params)
+        clipped = summed * min(1.0, 5.0 / np.linalg.norm(summed))
+        assert (np.linalg.norm(summed) > 5.0) == (step == 1)
+        m, v = 0.9 * m + 0.1 * clipped, 0.98 * v + 0.02 * clipped**2
+        expected = -(m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.98**step)) + 1e-6)
+        np.testing.assert_allclose(found["kernel"], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_what_cannot_be_is_refused(tiny_config):

@@ -324,22 +324,59 @@ def test_a_file_is_learnt_by_heart_and_its_run_answers(folder, tiny_config, tmp_
     assert all(len(answer.answers) == 3 for answer in answered)
 
 
-def test_answers_that_are_not_in_the_context_are_skipped_counted_and_told(tmp_path, capsys):
-    given = squad()
+@pytest.fixture(scope="module")
+def misplaced(tmp_path_factory):
+    """A folder of SQuAD's files in which four answers are not where they are said to be."""
+    given, folder = squad(), tmp_path_factory.mktemp("misplaced")
     items = given["data"][0]["paragraphs"][0]["qas"]
-    items[0]["answers"].append({"text": "Ada Lovelace", "answer_start": 1})  # beside a good one
-    items[1]["answers"] = [{"text": "1999", "answer_start": 40}]
-    items[2]["answers"] = [{"text": "London.", "answer_start": 10_000}, {"text": "", "answer_start": 0}]
-    for name in ("train.json", "dev.json"):
-        (tmp_path / name).write_text(json.dumps(given))
-    data = prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
-    assert data.statistics["train_skipped_answers"] == 4
-    assert data.statistics["train_skipped_questions"] == 2
+    items[0]["answers"].append({"text": "Countess Ada", "answer_start": 1})  # beside a good one
+    items[1]["answers"] = [{"text": "Ada 1999", "answer_start": 40}]
+    items[2]["answers"] = [{"text": "Ada Lovelace.", "answer_start": 10_000}, {"text": "", "answer_start": 0}]
+    for name in ("train.json", "dev.json", "test.json"):
+        (folder / name).write_text(json.dumps(given))
+    return folder
+
+
+def test_answers_that_are_not_in_the_context_are_skipped_in_training_counted_and_told(misplaced, capsys):
+    data = prepare_questions(QuestionsConfig(f"squad:{misplaced}", **SETTINGS))
+    assert data.statistics["train_misplaced_answers"] == data.statistics["eval_misplaced_answers"] == 4
+    assert data.statistics["train_misplaced_questions"] == data.statistics["eval_misplaced_questions"] == 2
     assert data.statistics["train_questions"] == len(ASKED) - 2
     assert data.train.questions[0].answers == (("Ada Lovelace", 0),)
-    assert "train: skipped 4 answers that are not in their context at answer_start, and 2 questions that have no" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    there = "4 answers are not in their context at answer_start, and 2 questions have no other; these are"
+    assert f"train: {there} skipped (first: 'Who wrote the first program?')" in said
+    assert f"eval: {there} scored by their text alone (first: " in said
+
+
+def test_answers_that_are_not_at_their_place_are_scored_by_their_text_as_squad_does(misplaced):
+    data = prepare_questions(QuestionsConfig(f"squad:{misplaced}", test_split="test", **SETTINGS))
+    for rows in (data.eval, data.test):
+        assert len(rows.questions) == len(ASKED)
+        assert rows.unanswerable == 2
+        assert [[text for text, _ in question.answers] for question in rows.questions[:3]] == [
+            ["Ada Lovelace", "Countess Ada"],
+            ["Ada 1999"],
+            ["Ada Lovelace.", ""],
+        ]
+        batch = rows.fetch(np.arange(len(rows)))
+        labels = {number: [] for number in range(len(ASKED))}
+        for window, first, last in zip(batch["window"], batch["answer_start"], batch["answer_end"], strict=True):
+            labels[rows.question_of(int(window))].append((int(first), int(last)))
+        assert max(labels[0]) > (0, 0)
+        assert set(labels[1]) == set(labels[2]) == {(0, 0)}
+    # To each of the first three questions the model says "Ada Lovelace". By hand, after evaluate-v2.0.py: exact 1, 0
+    # and 1 (punctuation does not count), F1 1, 2 * 1 / (2 + 2) and 1 (the empty text is no gold answer).
+    batch = data.eval.fetch(np.arange(len(data.eval)))
+    number = np.array([data.eval.question_of(int(window)) for window in batch["window"]])
+    rows = [int(np.flatnonzero(number == question)[0]) for question in range(3)]
+    words = batch["answer_end"][rows[0]] - batch["answer_start"][rows[0]]
+    starts = batch["context_start"][rows][:, None]
+    spans = {"scores": np.full((3, 1), 5.0), "starts": starts, "ends": starts + words, "null": np.zeros(3)}
+    scores = objective_with(data).score(spans | {"window": batch["window"][rows]})
+    expected = {"exact_match": 200 / 3, "f1": 250 / 3}
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+    assert {name: scores[f"has_answer_{name}"] for name in expected} == pytest.approx(expected)
 
 
 def test_a_dataset_with_features_of_squad_gives_the_same_rows(data, tmp_path):

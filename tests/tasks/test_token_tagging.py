@@ -146,6 +146,31 @@ def test_words_beyond_the_row_are_counted(conll_folder, capsys):
     assert [word for word in control.words_at(0) if word != NO_TAG] == [0, 2]
 
 
+def test_entities_beyond_the_row_are_missed_as_conlleval_has_it(conll_folder):
+    data, names = prepared(f"conll:{conll_folder}")
+    given = (
+        ("a b c d e f g h", "B-PER O O O O O B-LOC I-LOC"),  # the second is beyond the six words of a row of eight
+        ("a b c d e f g h", "O O O O O B-LOC I-LOC O"),  # cut in two
+        ("a \x01 c", "B-PER I-PER O"),  # has a word without a piece
+    )
+    numbers = [[names.index(tag) for tag in tags.split(" ")] for _, tags in given]
+    others = TaggedRows([["a"]] * 5, [[0]] * 5, data.tokenizer, 8)
+    rows = TaggedRows([words.split(" ") for words, _ in given], numbers, data.tokenizer, 8, len(others))
+    assert (rows.words_cut, rows.words_without_pieces) == (4, 1)
+    batch = rows.fetch(np.arange(3))
+    assert batch["sentence"].tolist() == [5, 6, 7]
+    model = TokenTagging(TokenTaggingConfig(), MODEL, data.vocabulary.size, data.tokenizer, 8, names, (others, rows))
+    # It guesses right wherever it is asked: one of four entities is whole, and two guessed ones are not.
+    predictions = batch | {"guesses": np.maximum(batch["tags"], 0)}
+    expected = {"entity_precision": 1 / 3, "entity_recall": 1 / 4, "entity_f1": 2 / 7}
+    assert model.score(predictions) == pytest.approx(expected)
+    report = model.report(predictions)
+    assert report.values["entities"]["all"]["support"] == 4
+    some = {name: array[[2, 0]] for name, array in predictions.items()}  # of any rows, in any order
+    expected = {"entity_precision": 1 / 2, "entity_recall": 1 / 3, "entity_f1": 2 / 5}
+    assert model.score(some) == pytest.approx(expected)
+
+
 def test_files_of_json_lines_give_the_same_rows(conll_folder, tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"tokens": w, "tags": t}) + "\n" for w, t in sentences()))
