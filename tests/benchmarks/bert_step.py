@@ -37,6 +37,7 @@ def measure_sslx(steps: int) -> dict[str, float]:
     from sslx.models.bert import BertConfig
     from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
     from sslx.runtime import configure
+    from sslx.train.hosts import Votes
     from sslx.train.loop import Trainer
     from sslx.train.sharding import on_mesh
 
