@@ -16,6 +16,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from sslx.errors import UserError, choose, first_line, nearest
 
 HASHED_BYTES = 1 << 30  # a corpus up to here is known by its bytes, a larger one by paths, sizes and times
+_SPLIT_OF_NAME = re.compile(r"(train|validation|valid|dev|test)(?![a-z])")
 
 
 def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -50,6 +52,19 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     if here == Path(pattern):
         raise UserError(f"{spec} is a folder without {', '.join(suffixes)} files")
     raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
+
+
+def splits_of_files(paths: list[str]) -> list[str]:
+    """Returns the split of each file: ``train``, unless the names of all begin with that of a split.
+
+    ``train-v2.0.json`` and ``dev-v2.0.json`` are such names, and one has to begin with ``train``; ``valid`` and ``dev``
+    mean ``validation``.
+    """
+    matches = [_SPLIT_OF_NAME.match(Path(path).name.lower()) for path in paths]
+    if not all(matches):
+        return ["train"] * len(paths)
+    names = [{"dev": "validation", "valid": "validation"}.get(match[1], match[1]) for match in matches]
+    return names if "train" in names else ["train"] * len(paths)
 
 
 def content_of(paths: list[str]) -> list[Any]:
@@ -153,6 +168,11 @@ class FileRecords:
     def labelled(self) -> bool:
         return self._labels is not None
 
+    def of_files(self, paths: set[str]) -> RecordsOfFiles:
+        """The records of some of the files; labels mean what they do in all of them."""
+        parts = [np.arange(*self._starts[f : f + 2]) for f, path in enumerate(self._paths) if path in paths]
+        return RecordsOfFiles(self, np.concatenate([np.zeros(0, np.int64), *parts]))
+
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{}] * len(ids)
         records = np.asarray(ids, dtype=np.int64)
@@ -169,6 +189,19 @@ class FileRecords:
             for row, label in zip(rows, self._labels[records].tolist(), strict=True):
                 row["label"] = label
         return rows
+
+
+class RecordsOfFiles:
+    """Those records of many files that stand in some of the files."""
+
+    def __init__(self, records: FileRecords, ids: np.ndarray):
+        self._records, self._ids = records, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, ids: list[int]) -> list[dict[str, Any]]:
+        return self._records.read(self._ids[np.asarray(ids, dtype=np.int64)].tolist())
 
 
 class DocumentPart:
