@@ -155,7 +155,7 @@ class FileRecords:
                 return
             flat = [label for file in labels.values() for label in file]
             names = sorted(set(flat))
-            if all(name.lstrip("-").isdecimal() for name in names):
+            if all(name.removeprefix("-").isdecimal() for name in names):
                 names.sort(key=int)
             number_of = {name: i for i, name in enumerate(names)}
             self.label_names = tuple(names)
@@ -219,6 +219,20 @@ class DocumentPart:
         return [{"text": part} for _ in ids]
 
 
+def _label(label: Any, where: Callable[[], str], field: str) -> str:
+    """A label as the name of its class; 1 and 1.0 are the same.
+
+    Raises:
+      UserError: it is empty or holds several values; says ``where()``.
+    """
+    if label == "":
+        raise UserError(f"{where()}: the field {field!r} is empty")
+    if isinstance(label, list | dict):
+        kind = "a list" if isinstance(label, list) else "an object"
+        raise UserError(f"{where()}: the field {field!r} is {kind}; expected a label, a string or a number")
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
+
+
 def _number(label: str, path: str, row: int) -> float:
     try:
         value = float(label)
@@ -259,7 +273,10 @@ class _JsonLinesFile:
         ends = np.append(np.concatenate(ends), len(data))
         starts = np.concatenate([[0], ends[:-1] + 1])
         first = data[np.minimum(starts, len(data) - 1)]
-        blank = (ends == starts) | ((ends == starts + 1) & (first == 13))
+        blank = ends == starts
+        # Few lines begin with white space: only these are read to see whether there is anything else.
+        for line in np.flatnonzero(~blank & np.isin(first, list(b" \t\r\v\f"))).tolist():
+            blank[line] = not self._bytes[int(starts[line]) : int(ends[line])].strip()
         self._starts, self._ends = starts[~blank], ends[~blank]
 
     def __len__(self) -> int:
@@ -273,7 +290,9 @@ class _JsonLinesFile:
         missing = next((row for row, label in enumerate(labels) if label is None), None)
         if missing is not None and any(label is not None for label in labels):
             raise UserError(f"{self._where(missing)}: no field {label_field!r}, but other lines have it")
-        return None if missing is not None else [str(label) for label in labels]
+        if missing is not None:
+            return None
+        return [_label(label, functools.partial(self._where, row), label_field) for row, label in enumerate(labels)]
 
     def _texts(self, row: int) -> tuple[str, ...]:
         record = self._record(row)
@@ -336,7 +355,7 @@ class _ParquetFile:
         missing = next((row for row, label in enumerate(labels) if label is None), None)
         if missing is not None:
             raise UserError(f"{self._path}, row {missing}: field {label_field!r} is null")
-        return [str(label) for label in labels]
+        return [_label(label, lambda r=row: f"{self._path}, row {r}", label_field) for row, label in enumerate(labels)]
 
     def _text(self, row: int, group: int, field: str) -> str:
         text = self._group(group)[field][row - int(self._starts[group])].as_py()

@@ -253,6 +253,43 @@ def test_an_empty_label_is_no_class(read, tmp_path):
         read("csv:{}/a.csv")
 
 
+def test_labels_that_begin_with_dashes_are_names(read, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,--5\ntwo,10\nthree,-2\n")
+    assert read("csv:{}/a.csv").label_names == ("--5", "-2", "10")
+    (tmp_path / "b.csv").write_text("text,label\none,5\ntwo,10\nthree,-2\n")
+    assert read("csv:{}/b.csv").label_names == ("-2", "5", "10")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("", "field 'label' is empty"), ([1], "'label' is a list; expected a label"), ({"a": 1}, "'label' is an object")],
+)
+def test_what_is_no_label_is_refused(read, tmp_path, label, message):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": label}])
+    with pytest.raises(UserError, match=f"a.jsonl:2: the .*{message}"):
+        read("jsonl:{}/a.jsonl")
+    table = {"text": ["x", "y"], "label": [label or "a", label]}
+    pq.write_table(pa.table(table), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=f"b.parquet, row {0 if label else 1}: the .*{message}"):
+        read("parquet:{}/b.parquet")
+
+
+def test_a_whole_number_is_one_class_however_it_is_written(read, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": label} for label in (1, 1.0, "1", 0.0, 10)])
+    source = read("jsonl:{}/a.jsonl")
+    assert source.label_names == ("0", "1", "10")
+    assert [row["label"] for row in source.__getitems__(range(5))] == [1, 1, 1, 0, 2]
+
+
+def test_lines_of_white_space_are_no_records(read, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b' \t \n{"text": "one"}\n  {"text": "two"} \r\n\r\n\t\r\n{"text": }\n   ')
+    source = read("jsonl:{}/a.jsonl")
+    assert len(source) == 3
+    assert [source[0], source[1]] == [{"text": "one"}, {"text": "two"}]
+    with pytest.raises(UserError, match=r"a.jsonl:6: not JSON"):
+        source[2]
+
+
 def test_labels_are_not_asked_of_a_file_without_records(read, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     write_jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "no"}, {"text": None, "label": "yes"}])
