@@ -52,7 +52,7 @@ class LoadedRun:
         return self._backend.encode(without_halves(text), add_special_tokens=False).ids
 
     def encoded_with_special(self, text: str) -> Encoding:
-        """The same with the characters that each token stands for, but special tokens that the text spells are meant."""
+        """Its tokens and the characters they stand for, where special tokens that the text spells are meant."""
         return self.tokenizer.backend_tokenizer.encode(without_halves(text), add_special_tokens=False)
 
     @functools.cached_property
