@@ -283,7 +283,7 @@ def test_a_whole_number_is_one_class_however_it_is_written(read, tmp_path):
 
 def test_lines_of_white_space_are_no_records(read, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b' \t \n{"text": "one"}\n  {"text": "two"} \r\n\r\n\t\r\n{"text": }\n   ')
-    source = read("jsonl:{}/a.jsonl")
+    source = read("text:{}/a.jsonl")
     assert len(source) == 3
     assert [source[0], source[1]] == [{"text": "one"}, {"text": "two"}]
     with pytest.raises(UserError, match=r"a.jsonl:6: not JSON"):
