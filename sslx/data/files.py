@@ -16,6 +16,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from sslx.errors import UserError, choose, first_line, nearest
 
 HASHED_BYTES = 1 << 30  # a corpus up to here is known by its bytes, a larger one by paths, sizes and times
+_SPLIT_OF_NAME = re.compile(r"(train|validation|valid|dev|test)(?![a-z])")
 
 
 def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -50,6 +52,19 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     if here == Path(pattern):
         raise UserError(f"{spec} is a folder without {', '.join(suffixes)} files")
     raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
+
+
+def splits_of_files(paths: list[str]) -> list[str]:
+    """Returns the split of each file: ``train``, unless the names of all begin with that of a split.
+
+    ``train-v2.0.json`` and ``dev-v2.0.json`` are such names, and one has to begin with ``train``; ``valid`` and ``dev``
+    mean ``validation``.
+    """
+    matches = [_SPLIT_OF_NAME.match(Path(path).name.lower()) for path in paths]
+    if not all(matches):
+        return ["train"] * len(paths)
+    names = [{"dev": "validation", "valid": "validation"}.get(match[1], match[1]) for match in matches]
+    return names if "train" in names else ["train"] * len(paths)
 
 
 def content_of(paths: list[str]) -> list[Any]:
@@ -140,7 +155,7 @@ class FileRecords:
                 return
             flat = [label for file in labels.values() for label in file]
             names = sorted(set(flat))
-            if all(name.lstrip("-").isdecimal() for name in names):
+            if all(name.removeprefix("-").isdecimal() for name in names):
                 names.sort(key=int)
             number_of = {name: i for i, name in enumerate(names)}
             self.label_names = tuple(names)
@@ -152,6 +167,11 @@ class FileRecords:
     @property
     def labelled(self) -> bool:
         return self._labels is not None
+
+    def of_files(self, paths: set[str]) -> RecordsOfFiles:
+        """The records of some of the files; labels mean what they do in all of them."""
+        parts = [np.arange(*self._starts[f : f + 2]) for f, path in enumerate(self._paths) if path in paths]
+        return RecordsOfFiles(self, np.concatenate([np.zeros(0, np.int64), *parts]))
 
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{}] * len(ids)
@@ -171,6 +191,19 @@ class FileRecords:
         return rows
 
 
+class RecordsOfFiles:
+    """Those records of many files that stand in some of the files."""
+
+    def __init__(self, records: FileRecords, ids: np.ndarray):
+        self._records, self._ids = records, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, ids: list[int]) -> list[dict[str, Any]]:
+        return self._records.read(self._ids[np.asarray(ids, dtype=np.int64)].tolist())
+
+
 class DocumentPart:
     """A source of one document, of which it holds the characters from one share of the text to another."""
 
@@ -184,6 +217,20 @@ class DocumentPart:
         text = self._records.read([0])[0]["text"]
         part = text[int(self._start * len(text)) : int(self._stop * len(text))]
         return [{"text": part} for _ in ids]
+
+
+def _label(label: Any, where: Callable[[], str], field: str) -> str:
+    """A label as the name of its class; 1 and 1.0 are the same.
+
+    Raises:
+      UserError: it is empty or holds several values; says ``where()``.
+    """
+    if label == "":
+        raise UserError(f"{where()}: the field {field!r} is empty")
+    if isinstance(label, list | dict):
+        kind = "a list" if isinstance(label, list) else "an object"
+        raise UserError(f"{where()}: the field {field!r} is {kind}; expected a label, a string or a number")
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
 def _number(label: str, path: str, row: int) -> float:
@@ -226,7 +273,10 @@ class _JsonLinesFile:
         ends = np.append(np.concatenate(ends), len(data))
         starts = np.concatenate([[0], ends[:-1] + 1])
         first = data[np.minimum(starts, len(data) - 1)]
-        blank = (ends == starts) | ((ends == starts + 1) & (first == 13))
+        blank = ends == starts
+        # Few lines begin with white space: only these are read to see whether there is anything else.
+        for line in np.flatnonzero(~blank & np.isin(first, list(b" \t\r\v\f"))).tolist():
+            blank[line] = not self._bytes[int(starts[line]) : int(ends[line])].strip()
         self._starts, self._ends = starts[~blank], ends[~blank]
 
     def __len__(self) -> int:
@@ -240,7 +290,9 @@ class _JsonLinesFile:
         missing = next((row for row, label in enumerate(labels) if label is None), None)
         if missing is not None and any(label is not None for label in labels):
             raise UserError(f"{self._where(missing)}: no field {label_field!r}, but other lines have it")
-        return None if missing is not None else [str(label) for label in labels]
+        if missing is not None:
+            return None
+        return [_label(label, functools.partial(self._where, row), label_field) for row, label in enumerate(labels)]
 
     def _texts(self, row: int) -> tuple[str, ...]:
         record = self._record(row)
@@ -303,7 +355,7 @@ class _ParquetFile:
         missing = next((row for row, label in enumerate(labels) if label is None), None)
         if missing is not None:
             raise UserError(f"{self._path}, row {missing}: field {label_field!r} is null")
-        return [str(label) for label in labels]
+        return [_label(label, lambda r=row: f"{self._path}, row {r}", label_field) for row, label in enumerate(labels)]
 
     def _text(self, row: int, group: int, field: str) -> str:
         text = self._group(group)[field][row - int(self._starts[group])].as_py()

@@ -6,8 +6,7 @@ objective and the loop need of the rows made from it (`PreparedRecords`). A reco
 and ``text``, all of its text, for a tokenizer that is trained on it. Rows are made, and tokenised, at every start: they
 need to know which characters a token stands for, which no cached corpus keeps.
 
-Files are one split, ``train``, unless the name of each begins with that of a split (``train-v2.0.json``,
-``dev-v2.0.json``; ``valid`` and ``dev`` mean ``validation``) and one of them with ``train``.
+Files are of one split or several, as `sslx.data.files.splits_of_files` reads their names.
 
 A slice of files is a random sample of records or, where a parser says what belongs together (questions about one
 context), of whole groups of them: a percentage or a number of records is then kept as nearly as groups allow, and no
@@ -17,7 +16,6 @@ group is in two slices that do not overlap. TFDS slices are TFDS's own, which cu
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +26,7 @@ import numpy as np
 
 from sslx.data.batches import RandomAccessRows
 from sslx.data.cache import cache_folder, hash_of
-from sslx.data.files import content_of, matching_files
+from sslx.data.files import content_of, matching_files, splits_of_files
 from sslx.data.sources import SLICE_SEED, Collection, Source, data_sources, described_splits, prepared_builder
 from sslx.data.text import MIN_SEQ_LEN
 from sslx.data.tokenizer import Vocabulary
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Record = dict[str, Any]
-_SPLIT_OF_NAME = re.compile(r"(train|validation|valid|dev|test)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def open_records(
     parser = parsers[scheme]
     paths = matching_files(spec, rest, parser.suffixes)
     found: dict[str, list[Record]] = {}
-    split_of_file = _splits_of_files(paths)
+    split_of_file = splits_of_files(paths)
     for path, split in zip(paths, split_of_file, strict=True):
         found.setdefault(split, []).extend(parser.read(path))
     for split, records in found.items():
@@ -188,11 +185,3 @@ def _ordered(records: Sequence[Record], together: str) -> tuple[np.ndarray, np.n
     group = np.array([number.setdefault(key, len(number)) for key in keys])
     place = np.argsort(np.random.default_rng(SLICE_SEED).permutation(len(number)))[group]
     return np.argsort(place, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(place))])
-
-
-def _splits_of_files(paths: list[str]) -> list[str]:
-    matches = [_SPLIT_OF_NAME.match(Path(path).name.lower()) for path in paths]
-    if not all(matches):
-        return ["train"] * len(paths)
-    names = [{"dev": "validation", "valid": "validation"}.get(match[1], match[1]) for match in matches]
-    return names if "train" in names else ["train"] * len(paths)

@@ -4,9 +4,9 @@ In: a source spec (``python_docs``, ``tfds:NAME[/CONFIG]``, ``text:GLOB``, ``csv
 ``parquet:GLOB``), the fields to read and a split in TFDS slice syntax. Out: a `Source`, whose ``fingerprint`` names the
 content, so that what is made from it can be cached.
 
-Files have one split, ``train``. Which documents a slice of it holds is decided in a fixed shuffled order, so that
-slices are random samples and complementary ones share nothing; within a slice documents stay in file order, which
-keeps reading sequential. TFDS slices are TFDS's own.
+Files have one split, ``train``, or those that their names say (`sslx.data.files.splits_of_files`). Which documents a
+slice of one holds is decided in a fixed shuffled order, so that slices are random samples and complementary ones share
+nothing; within a slice documents stay in file order, which keeps reading sequential. TFDS slices are TFDS's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sslx.data.cache import hash_of
-from sslx.data.files import DocumentPart, FileRecords, content_of, decoded, matching_files
+from sslx.data.files import DocumentPart, FileRecords, content_of, decoded, matching_files, splits_of_files
 from sslx.errors import UserError, choose, first_line, nearest
 
 SUFFIXES = {
@@ -119,13 +119,15 @@ class Collection:
     edges: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def divided(self) -> Collection:
-        """Of a source that is one document: its last tenth as the split ``validation``, the rest as ``train``."""
-        (records,) = self.splits.values()
+        """Of a ``train`` that is one document: its last tenth as the split ``validation``, the rest as ``train``."""
+        records = self.splits["train"]
         parts = {
+            **self.splits,
             "train": DocumentPart(records, 0, HELD_OUT_FROM),
             "validation": DocumentPart(records, HELD_OUT_FROM, 1),
         }
-        return Collection(self.spec, hash_of(self.content, HELD_OUT_FROM), None, parts, {})
+        orders = {name: order for name, order in self.orders.items() if name != "train"}
+        return Collection(self.spec, hash_of(self.content, HELD_OUT_FROM), None, parts, orders)
 
     def slice(self, split: str) -> Source:
         """Returns the records of a TFDS split expression.
@@ -259,10 +261,26 @@ def open_collection(
     records = FileRecords(paths, fields.texts, label_field if scheme != "text" else "", numbers=fields.numbers)
     if scheme != "text" and label_field != "label" and not records.labelled:
         raise UserError(f"{paths[0]}: no field {label_field!r} for labels")
-    order = np.random.default_rng(SLICE_SEED).permutation(len(records))
-    label_read = label_field if records.labelled else ""
-    content = hash_of("files", text_field, label_read, content_of(paths), *fields.rare)
-    return Collection(spec, content, records.label_names, {"train": records}, {"train": order})
+    split_of_file = splits_of_files(paths)
+    names = list(dict.fromkeys(split_of_file))
+    several = names[1:]
+    digests = content_of(paths)
+    content = hash_of(
+        "files",
+        text_field,
+        label_field if records.labelled else "",
+        list(zip(split_of_file, digests, strict=True)) if several else digests,
+        *fields.rare,
+    )
+    splits: dict[str, Records] = {"train": records}
+    if several:
+        of_split = {name: {path for path, of in zip(paths, split_of_file, strict=True) if of == name} for name in names}
+        splits = {name: records.of_files(files) for name, files in of_split.items()}
+    for name, part in splits.items():
+        if not len(part):
+            raise UserError(f"{spec} holds no records for split {name!r}")
+    orders = {name: np.random.default_rng(SLICE_SEED).permutation(len(part)) for name, part in splits.items()}
+    return Collection(spec, content, records.label_names, splits, orders)
 
 
 def prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sslx.data.files import without_halves
 from sslx.errors import UserError
 from sslx.inference.batching import power_of_two
 from sslx.inference.loading import LoadedRun
@@ -31,11 +32,22 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """``masks`` has the guesses for each mask, likeliest first; ``filled`` is the text with the first of each."""
+    """``masks`` has the guesses for each mask, likeliest first.
+
+    ``filled`` is the text with the first of each in the place of its mask, and the rest as it was given.
+    """
 
     filled: str
     masks: tuple[tuple[Guess, ...], ...]
     tokens_left_out: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedRow(Row):
+    """A row, its text, and where each mask begins in that and ends."""
+
+    text: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +69,13 @@ class Fill(OneRow):
         if self.top > run.words.size:
             raise UserError(f"top is {self.top}; expected at most {run.words.size}, the size of the vocabulary")
 
-    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
-        text, mask = record["text"], run.tokenizer.mask_token
+    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> MaskedRow:
+        text, mask = without_halves(record["text"]), run.tokenizer.mask_token
         if mask not in text:
             text = text.replace(MASK, mask)
         words = run.words
-        ids = run.tokens_with_special(text)
+        encoding = run.encoded_with_special(text)
+        ids = encoding.ids
         kept = ids if run.longest is None else ids[: run.longest - 2]
         picked = tuple(place + 1 for place, token in enumerate(kept) if token == words.mask_id)
         beyond = ids[len(kept) :].count(words.mask_id)
@@ -70,7 +83,12 @@ class Fill(OneRow):
             raise UserError(f"{beyond} of {len(picked) + beyond} masks stand beyond the {len(kept)} tokens it can see")
         if not picked:
             raise UserError(f"no {MASK} in the text {text!r}")
-        return Row([words.cls_id, *kept, words.sep_id], len(ids) - len(kept), picked=picked)
+        spans = []
+        for place in picked:
+            start = text.index(mask, encoding.offsets[place - 1][0])  # a mask may stand for the spaces before it, too
+            spans.append((start, start + len(mask)))
+        tokens = [words.cls_id, *kept, words.sep_id]
+        return MaskedRow(tokens, len(ids) - len(kept), picked=picked, text=text, spans=tuple(spans))
 
     def batch(self, rows: Sequence[Row], indices: Sequence[int], length: int) -> dict[str, Int[np.ndarray, "rows ..."]]:
         picked = np.zeros((len(rows), power_of_two(max(len(row.picked) for row in rows))), np.int32)
@@ -83,12 +101,20 @@ class Fill(OneRow):
         values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), self.top)
         return {"ids": ids, "probabilities": jnp.exp(values)}
 
-    def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Filled:
-        filled, masks = list(row.tokens), []
-        for place, ids, probabilities in zip(row.picked, arrays["ids"], arrays["probabilities"], strict=False):
-            filled[place] = int(ids[0])
+    def result(self, run: LoadedRun, row: MaskedRow, arrays: Mapping[str, np.ndarray]) -> Filled:
+        filled, end, masks = "", 0, []
+        for (start, stop), ids, probabilities in zip(row.spans, arrays["ids"], arrays["probabilities"], strict=False):
+            filled += row.text[end:start]
+            filled += _in_text(run, int(ids[0]), after_space=filled == "" or filled[-1].isspace())
+            end = stop
             masks.append(
                 tuple(Guess(run.tokenizer.decode([i]), float(p)) for i, p in zip(ids, probabilities, strict=True))
             )
-        text = run.tokenizer.decode(filled[1:-1], skip_special_tokens=True)
-        return Filled(text, tuple(masks), row.tokens_left_out)
+        return Filled(filled + row.text[end:], tuple(masks), row.tokens_left_out)
+
+
+def _in_text(run: LoadedRun, token: int, *, after_space: bool) -> str:
+    """A token's characters, without the mark of a piece inside a word, or a second space."""
+    inside = getattr(run.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+    text = run.tokenizer.decode([token]).removeprefix(inside)
+    return text.lstrip(" ") if after_space else text

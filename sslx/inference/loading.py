@@ -25,7 +25,7 @@ from sslx.train.initialise import objective_class, part_of
 from sslx.train.run_folder import read_config
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -51,9 +51,9 @@ class LoadedRun:
         """A text's tokens as training made them: special tokens that it spells are characters like others."""
         return self._backend.encode(without_halves(text), add_special_tokens=False).ids
 
-    def tokens_with_special(self, text: str) -> list[int]:
-        """The same, but special tokens that the text spells are meant."""
-        return self.tokenizer.backend_tokenizer.encode(without_halves(text), add_special_tokens=False).ids
+    def encoded_with_special(self, text: str) -> Encoding:
+        """Its tokens and the characters they stand for, where special tokens that the text spells are meant."""
+        return self.tokenizer.backend_tokenizer.encode(without_halves(text), add_special_tokens=False)
 
     @functools.cached_property
     def _backend(self) -> Tokenizer:

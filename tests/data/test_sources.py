@@ -114,6 +114,49 @@ def test_csv_and_jsonl_labels_agree_over_slices_and_files(read, tmp_path):
     assert read("jsonl:{}/u.jsonl")[0] == {"text": "x"}
 
 
+@pytest.mark.parametrize("scheme", ["csv", "jsonl", "text"])
+def test_files_named_as_splits_are_the_splits(tmp_path, scheme):
+    counts = {"train-0": 60, "dev": 3, "test": 5, "Train-1": 40}
+    for name, count in counts.items():
+        records = [{"text": f"{name} {i}", "label": "b" if name == "dev" else "ac"[i % 2]} for i in range(count)]
+        if scheme == "csv":
+            lines = [f"{record['text']},{record['label']}\n" for record in records]
+            (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(lines))
+        else:
+            write_jsonl(tmp_path / f"{name}.jsonl", records)
+    collection = open_collection(f"{scheme}:{tmp_path}", cache_dir=tmp_path)
+    sizes = {name: len(records) for name, records in collection.splits.items()}
+    assert sizes == {"train": 100, "validation": 3, "test": 5}
+    assert sorted(texts(collection.slice("validation"))) == [f"dev {i}" for i in range(3)]
+    assert texts(collection.slice("test")) == [f"test {i}" for i in range(5)]
+    part, rest = collection.slice("train[:90%]"), collection.slice("train[90%:]")
+    wanted = [f"train-0 {i}" for i in range(60)] + [f"Train-1 {i}" for i in range(40)]
+    assert (len(part), sorted(texts(part) + texts(rest))) == (90, sorted(wanted))
+    if scheme != "text":
+        assert collection.label_names == ("a", "b", "c")  # over all splits
+        assert collection.slice("validation")[0]["label"] == 1
+    # Another file with another name: none of them says its split any more.
+    (tmp_path / "dev.csv" if scheme == "csv" else tmp_path / "dev.jsonl").rename(
+        tmp_path / ("more.csv" if scheme == "csv" else "more.jsonl")
+    )
+    assert list(open_collection(f"{scheme}:{tmp_path}", cache_dir=tmp_path).splits) == ["train"]
+
+
+def test_one_document_to_train_on_is_divided_and_the_test_files_stay_whole(tmp_path):
+    (tmp_path / "train.txt").write_text("0123456789" * 2)
+    (tmp_path / "test.txt").write_text("asked")
+    collection = open_collection(f"text:{tmp_path}", cache_dir=tmp_path).divided()
+    found = {name: texts(collection.slice(name)) for name in ("train", "validation", "test")}
+    assert found == {"train": ["012345678901234567"], "validation": ["89"], "test": ["asked"]}
+
+
+def test_a_split_without_records_is_refused(read, tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "x"}])
+    (tmp_path / "test.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no records for split 'test'"):
+        read("jsonl:{}")
+
+
 def test_fingerprint_follows_content_and_slice(read, tmp_path):
     (tmp_path / "one").mkdir()
     write_jsonl(tmp_path / "one" / "a.jsonl", [{"text": str(i)} for i in range(10)])
@@ -208,6 +251,43 @@ def test_an_empty_label_is_no_class(read, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,\n")
     with pytest.raises(UserError, match=r"a.csv, record 1: the field 'label' is empty"):
         read("csv:{}/a.csv")
+
+
+def test_labels_that_begin_with_dashes_are_names(read, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,--5\ntwo,10\nthree,-2\n")
+    assert read("csv:{}/a.csv").label_names == ("--5", "-2", "10")
+    (tmp_path / "b.csv").write_text("text,label\none,5\ntwo,10\nthree,-2\n")
+    assert read("csv:{}/b.csv").label_names == ("-2", "5", "10")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("", "field 'label' is empty"), ([1], "'label' is a list; expected a label"), ({"a": 1}, "'label' is an object")],
+)
+def test_what_is_no_label_is_refused(read, tmp_path, label, message):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": label}])
+    with pytest.raises(UserError, match=f"a.jsonl:2: the .*{message}"):
+        read("jsonl:{}/a.jsonl")
+    table = {"text": ["x", "y"], "label": [label or "a", label]}
+    pq.write_table(pa.table(table), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=f"b.parquet, row {0 if label else 1}: the .*{message}"):
+        read("parquet:{}/b.parquet")
+
+
+def test_a_whole_number_is_one_class_however_it_is_written(read, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": label} for label in (1, 1.0, "1", 0.0, 10)])
+    source = read("jsonl:{}/a.jsonl")
+    assert source.label_names == ("0", "1", "10")
+    assert [row["label"] for row in source.__getitems__(range(5))] == [1, 1, 1, 0, 2]
+
+
+def test_lines_of_white_space_are_no_records(read, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b' \t \n{"text": "one"}\n  {"text": "two"} \r\n\r\n\t\r\n{"text": }\n   ')
+    source = read("text:{}/a.jsonl")
+    assert len(source) == 3
+    assert [source[0], source[1]] == [{"text": "one"}, {"text": "two"}]
+    with pytest.raises(UserError, match=r"a.jsonl:6: not JSON"):
+        source[2]
 
 
 def test_labels_are_not_asked_of_a_file_without_records(read, tmp_path):
