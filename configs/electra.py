@@ -4,6 +4,8 @@ Command:   python -m sslx.main --config=configs/electra.py
 Argument:  [SIZE][,data=SOURCE], for example configs/electra.py:small,data=text:corpus/*.jsonl
 Default:   a small real job on python_docs with the discriminator of configs/bert_mlm.py's: 2 layers x 192 of the modern
            kind (pre-LN, RoPE, GeGLU, no biases), a generator a quarter as wide, rows of 64 tokens.
+           Held-out loss 19.90 of a chance of 27.01 (seed 0); discriminator_gain 0.064 nats a token, recall 0.14, still
+           rising: it is short for ELECTRA.
 Sizes:     small base large are the published ones (post-LN, learned positions, GELU, dropout 0.1): small has embeddings
            of 128 under a width of 256; generators are 1/4, 1/3 and 1/4 as wide. AdamW at 5e-4 (small) or 2e-4, 10,000
            steps of warm-up, linear decay, weight decay 0.01: small takes 128 rows of 128 tokens for 1 M steps, base 256

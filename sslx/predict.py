@@ -1,10 +1,10 @@
 """Asks a trained run about a file of texts: ``python -m sslx.predict --run=runs/bert_mlm --input=texts.jsonl``.
 
-In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify pairs; "question" and "context" to answer), or .txt
-with a text a line. Out: a JSON object a line, in the same order, with the fields of the input.
+In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify or score pairs; "question" and "context" to
+answer), or .txt with a text a line. Out: a JSON object a line, in the same order, with the fields of the input.
 
   --run=FOLDER            the run
-  --verb=NAME             fill | generate | classify | tag | answer | embed; default: what the run was trained for
+  --verb=NAME             fill | generate | classify | score | tag | answer | embed; default: what it was trained for
   --input=FILE            .jsonl or .txt; - is JSON lines from stdin
   --output=FILE           where to write, whole or not at all; default: - (stdout)
   --overwrite             the output may exist

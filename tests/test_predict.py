@@ -134,6 +134,7 @@ def test_every_verb_tells_the_fields_of_its_answers():
         "fill": ("filled", "masks"),
         "generate": ("generated", "ended"),
         "classify": ("label", "probabilities"),
+        "score": ("score", "tokens_left_out"),
         "tag": ("words", "tags"),
         "answer": ("answer", "candidates"),
         "embed": ("embedding", "tokens_left_out"),

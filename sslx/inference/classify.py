@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import OneRow, Row, pair_of_texts, whole_document
+from sslx.inference.verb import OneRow, Row, labelled_row
 from sslx.objective import Objective
 from sslx.tasks.text_classification import TextClassification
 
@@ -37,12 +36,7 @@ class Classify(OneRow):
         return isinstance(objective, TextClassification)
 
     def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
-        pair, paired = record.get("pair"), bool(run.written["data"].get("pair_field"))
-        if paired and pair is None:
-            raise UserError("no second text; the run has learned from pairs")
-        if not paired and pair is not None:
-            raise UserError("a second text, and the run has learned from single ones")
-        return pair_of_texts(run, record["text"], pair) if paired else whole_document(run, record["text"])
+        return labelled_row(run, record)
 
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         logits = run.objective.module.apply({"params": variables["params"]}, dict(batch), deterministic=True)

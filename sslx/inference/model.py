@@ -25,6 +25,7 @@ from sslx.inference.embed import Embed
 from sslx.inference.fill import Fill, Filled
 from sslx.inference.generate import Generate, Generated
 from sslx.inference.loading import LoadedRun, load_run
+from sslx.inference.score import Score, Scored
 from sslx.inference.tag import Tag, Tagged
 from sslx.inference.verb import InputError, Verb
 
@@ -114,6 +115,14 @@ class Model:
           UserError: a text without a token; a pair where the run has learned from single texts, or the reverse.
         """
         return self._texts(Classify(), texts, batch_size)
+
+    def score(self, texts: TextsOrPairs, *, batch_size: int = 32) -> Scored | list[Scored]:
+        """Numbers, of a run on labels that are numbers; texts and pairs as `classify` takes them.
+
+        Raises:
+          UserError: a text without a token; a pair where the run has learned from single texts, or the reverse.
+        """
+        return self._texts(Score(), texts, batch_size)
 
     def tag(self, texts: Texts, *, batch_size: int = 32) -> Tagged | list[Tagged]:
         """A tag for each word.

@@ -153,6 +153,20 @@ def _names(answer: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(answer))
 
 
+def labelled_row(run: LoadedRun, record: Mapping[str, Any]) -> Row:
+    """A text or a pair, whichever the run has learned from, as fine-tuning sees it.
+
+    Raises:
+      UserError: it is the other, or a text has no token.
+    """
+    pair, paired = record.get("pair"), bool(run.written["data"].get("pair_field"))
+    if paired and pair is None:
+        raise UserError("no second text; the run has learned from pairs")
+    if not paired and pair is not None:
+        raise UserError("a second text, and the run has learned from single ones")
+    return pair_of_texts(run, record["text"], pair) if paired else whole_document(run, record["text"])
+
+
 def pair_of_texts(run: LoadedRun, text: str, pair: str) -> Row:
     """Two texts as fine-tuning sees them: ``[CLS] text [SEP] pair [SEP]``, the longer one cut first.
 

@@ -6,6 +6,7 @@ the new run takes over, and the parameters, checked name by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.objective import Objective
 from sslx.storage import check
-from sslx.train.checkpoint import read_variables
+from sslx.train.checkpoint import chosen_step, read_variables
 from sslx.train.run_folder import read_config
 
 
@@ -48,18 +49,24 @@ class RunFolder:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.model, self.tokenizer = config["model"], folder / "tokenizer"
         self._folder, self._config = folder, config
+        self.of_task = part_of(config) == "task"
+
+    @functools.cached_property
+    def step(self) -> int:
+        """Which checkpoint: the best of a downstream task's run, the newest of any other."""
+        return chosen_step(self._folder, self._config, None)
 
     def unused(self) -> list[str]:
         """Tensors of no known meaning: none."""
         return []
 
     def params(self) -> dict[str, Any]:
-        """Parameters of the newest checkpoint as host arrays: ``encoder``, and the parts beside it.
+        """Parameters of `step` as host arrays: ``encoder``, and the parts beside it.
 
         Raises:
           UserError: it has none, or it cannot be read.
         """
-        variables = read_variables(self._folder)
+        variables = read_variables(self._folder, self.step)
         encoder = objective_class(self._config).encoder(variables["params"], variables["state"])["params"]
         return {**variables["params"], "encoder": encoder}
 
@@ -116,7 +123,7 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
 
     Args:
       abstract_params: The new run's parameters as ``ShapeDtypeStruct``.
-      folder: What to start from; of a run, its newest checkpoint is read.
+      folder: What to start from; of a run, the checkpoint that `chosen_step` names is read.
 
     Returns:
       ``{"encoder": ...}`` to put over fresh parameters, with those of the `PRETRAINED` parts that the new run has
@@ -146,6 +153,8 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
     notes = [f"config.init {folder}: unused parameters {', '.join(extra)}"] if extra else []
     if unknown := start.unused():
         notes.append(f"config.init {folder}: tensors that find no use: {listed(unknown)}")
+    if isinstance(start, RunFolder) and start.of_task:
+        notes.append(f"config.init {folder}: a run of a task; its checkpoint of step {start.step} is taken")
     encoder = {name: np.asarray(found[name], wanted[name].dtype) for name in wanted}
     taken = {"encoder": traverse_util.unflatten_dict(encoder, sep="/")}
     for part in (part for part in PRETRAINED if part in abstract_params):

@@ -19,6 +19,7 @@ from sslx.inference.verb import InputError
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.objective import row_keys
 from sslx.train.checkpoint import read_variables, saved_steps
+from sslx.train.initialise import load_encoder
 
 TEXTS = [
     "Return the sum of the values.",
@@ -255,6 +256,11 @@ def test_a_task_answers_with_its_best_checkpoint(tiny_config, tmp_path):
     assert newest.run.step == 6
     expected = read_variables(tmp_path / "run", 6)["params"]["head"]["kernel"]
     np.testing.assert_array_equal(newest.run.variables["params"]["head"]["kernel"], expected)
+    params = read_variables(tmp_path / "run", best)["params"]
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
+    taken, notes = load_encoder(shapes, tmp_path / "run")  # config.init of another run takes the same
+    jax.tree.map(np.testing.assert_array_equal, taken["encoder"], params["encoder"])
+    assert notes == [f"config.init {tmp_path / 'run'}: a run of a task; its checkpoint of step {best} is taken"]
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match="no checkpoint of step 5; it has "):
         sslx.load(tmp_path / "run", step=5)

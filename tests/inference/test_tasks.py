@@ -20,9 +20,8 @@ TAG = {"anna": "B-PER", "bob": "B-PER", "rome": "B-LOC"}
 
 @pytest.fixture(scope="module")
 def make(tiny_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-
     def make(name, lines, suffix, **changes):
+        folder = tmp_path_factory.mktemp("tasks")
         file = folder / f"{name}{suffix}"
         file.write_text(lines)
         changes = {
@@ -164,6 +163,31 @@ def objective_source(written):
     config = build(TextConfig, written["data"], "config.data")
     source = text_collection(config).slice(config.eval_split)
     return source.__getitems__(range(len(source)))
+
+
+def test_scores_are_the_numbers_of_the_task(make):
+    lines = "".join(f"{s},{len(s.split())}.5\n" for s in SENTENCES * 20)
+    run = make(
+        "text_classification",
+        "text,label\n" + lines,
+        ".csv",
+        scheme="csv",
+        **{"data.label_type": "number", "task": {"name": "text_regression", "pool": "mean"}},
+    )
+    model = sslx.load(run)
+    assert model.verbs == ("score", "embed")
+    params = read_variables(run, model.run.step)["params"]
+    expected = []
+    for sentence in SENTENCES:
+        tokens = np.array([model.run.tokenizer(sentence)["input_ids"]], np.int32)
+        places = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places}
+        expected.append(float(model.run.objective.module.apply({"params": params}, batch, deterministic=True)[0, 0]))
+    found = model.score(SENTENCES)
+    np.testing.assert_allclose([one.score for one in found], expected, rtol=1e-4, atol=1e-5)
+    assert len({one.score for one in found}) == len(SENTENCES)
+    with pytest.raises(UserError, match="a run of text_regression and cannot classify; it can score, embed"):
+        model.classify(SENTENCES)
 
 
 def test_a_pair_for_a_run_on_single_texts_is_refused(trained):
