@@ -60,7 +60,7 @@ def pairs():
 @pytest.fixture
 def rows_of(pairs, tmp_path):
     """Makes rows of all pairs with a tokenizer."""
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair | {"kind": "a"}) + "\n" for pair in pairs))
 
     def make(tokenizer, seq_len):
         source = open_source(f"jsonl:{tmp_path}/pairs.jsonl", "train", pair_field="pair", cache_dir=tmp_path)
@@ -99,7 +99,7 @@ def test_another_length_tokenises_nothing_again_and_another_pair_does(rows_of, m
     with monkeypatch.context() as patch:
         patch.setattr(tokens_module, "_write", lambda *args: pytest.fail("tokenised again"))
         assert rows_of(bert(), 32).corpus.fingerprint == short.corpus.fingerprint
-    fields = [dict(pair_field=""), dict(pair_field="pair"), dict(pair_field="label"), dict(label_field="pair")]
+    fields = [dict(pair_field=""), dict(pair_field="pair"), dict(pair_field="label"), dict(label_field="kind")]
     spec = f"jsonl:{tmp_path}/pairs.jsonl"
     assert len({open_source(spec, "train", cache_dir=tmp_path, **f).fingerprint for f in fields}) == 4
 
