@@ -54,7 +54,7 @@ def assert_close(expected, found, share=2e-5):
     What is 0 but for rounding (a key's bias, which softmax ignores) agrees to a float's precision of the others.
     """
     values, others = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (expected, found))
-    rounding = 1e-7 * max(1.0, *(np.max(np.abs(value)) for value in values.values() if np.size(value)))
+    rounding = 1e-7 * max([1.0, *(np.max(np.abs(value)) for value in values.values() if np.size(value))])
     for path, value in values.items():
         error = np.max(np.abs(value - others[path])) if np.size(value) else 0.0
         largest = np.max(np.abs(value)) if np.size(value) else 0.0
