@@ -2,7 +2,8 @@
 
 - ``cache``: names prepared folders by their content and has each written once, whole or not at all
 - ``sources``: opens a TFDS dataset or files as one random-access list of records, sliced into disjoint splits
-- ``files``: reads .txt, .jsonl, .parquet and .csv files as one list of records
+- ``files``: which files a glob means, what splits they are, and text and JSON from their bytes
+- ``file_records``: reads .txt, .jsonl, .parquet and .csv files as one list of records
 - ``python_docs``: the text that comes with Python itself, as a small TFDS dataset made on this machine
 - ``python_names``: Python's own functions, each name tagged with what it is
 - ``python_questions``: questions about these functions and their answers

@@ -155,7 +155,7 @@ def extract() -> dict[str, str]:
         # Old escapes in others' sources ("\d") are not for our user to read.
         warnings.simplefilter("ignore")
         for label in (*PACKAGES, STANDARD_LIBRARY):
-            for folder in folders(label):
+            for folder in _folders(label):
                 for path in source_files(folder):
                     for raw in docstrings(path.read_bytes()):
                         # Cleaning only shortens a text, and most are too short as they are.
@@ -202,7 +202,7 @@ def _docstrings_in(node: ast.AST) -> Iterator[str]:
                 yield from _docstrings_in(child)
 
 
-def folders(label: str) -> list[Path]:
+def _folders(label: str) -> list[Path]:
     """The installed folders of a label, found without importing anything; none if it is not installed."""
     if label == STANDARD_LIBRARY:
         return [Path(sysconfig.get_path("stdlib"))]

@@ -33,7 +33,7 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,18 +73,42 @@ def python_names(cache_dir: str | os.PathLike[str]) -> str:
     Raises:
       UserError: the folder cannot be written, or Python has no sources.
     """
-    version = f"{NAME} {_RECIPE} {platform.python_implementation()} {platform.python_version()}"
-    folder = prepare_once(Path(cache_dir) / NAME, hashlib.sha256(version.encode()).hexdigest()[:12], _build)
-    return f"jsonl:{folder}"
+
+    def lines(found: list[Tagged]) -> str:
+        return "".join(json.dumps({"tokens": words, "tags": tags}) + "\n" for words, tags in found)
+
+    return f"jsonl:{written_once(cache_dir, NAME, [], '.jsonl', lines)}"
 
 
-def _build(folder: Path) -> None:
-    made = sentences(Path(sysconfig.get_path("stdlib")))
-    for split, found in made.items():
-        if not found:
-            raise UserError(f"Python's standard library is not installed as source: {NAME} would be empty")
-        lines = (json.dumps({"tokens": words, "tags": tags}) + "\n" for words, tags in found)
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf8")
+def written_once(
+    cache_dir: str | os.PathLike[str],
+    name: str,
+    recipe: list[int],
+    suffix: str,
+    content: Callable[[list[Tagged]], str],
+) -> Path:
+    """The folder of a set that is made of these sentences, a file a split; written the first time.
+
+    Args:
+      cache_dir: Where it is kept.
+      name: Of the set.
+      recipe: Numbers that change with how ``content`` makes it; that of the sentences is counted in.
+      suffix: Of the files, which are named after the splits.
+      content: A file's text from the sentences of its split; "" where there would be nothing.
+
+    Raises:
+      UserError: the folder cannot be written, or Python has no sources.
+    """
+
+    def build(folder: Path) -> None:
+        for split, found in sentences(Path(sysconfig.get_path("stdlib"))).items():
+            text = content(found)
+            if not text:
+                raise UserError(f"Python's standard library is not installed as source: {name} would be empty")
+            (folder / f"{split}{suffix}").write_text(text, encoding="utf8")
+
+    version = f"{name} {[_RECIPE, *recipe]} {platform.python_implementation()} {platform.python_version()}"
+    return prepare_once(Path(cache_dir) / name, _digest(version)[:12], build)
 
 
 def sentences(root: Path) -> dict[str, list[Tagged]]:

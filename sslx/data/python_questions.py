@@ -20,17 +20,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 from sslx.data import python_names
-from sslx.data.cache import prepare_once
-from sslx.errors import UserError
 
 NAME = "python_questions"
-# Raise this whenever the code below, or the recipe of `python_names`, would make other questions from the same sources.
+# Raise this whenever the code below would make other questions from the same sentences.
 _RECIPE = 1
 QUESTIONS = {
     "defined": "Which function is defined?",
@@ -55,18 +50,13 @@ def python_questions(cache_dir: str | os.PathLike[str]) -> str:
     Raises:
       UserError: the folder cannot be written, or Python has no sources.
     """
-    version = f"{NAME} {_RECIPE} {platform.python_implementation()} {platform.python_version()}"
-    folder = prepare_once(Path(cache_dir) / NAME, hashlib.sha256(version.encode()).hexdigest()[:12], _build)
-    return f"squad:{folder}"
+    return f"squad:{python_names.written_once(cache_dir, NAME, [_RECIPE], '.json', _file)}"
 
 
-def _build(folder: Path) -> None:
-    for split, heads in python_names.sentences(Path(sysconfig.get_path("stdlib"))).items():
-        paragraphs = [made for words, tags in heads if (made := paragraph(words, tags))["qas"]]
-        if not paragraphs:
-            raise UserError(f"Python's standard library is not installed as source: {NAME} would be empty")
-        content = {"version": "v2.0", "data": [{"title": split, "paragraphs": paragraphs}]}
-        (folder / f"{split}.json").write_text(json.dumps(content) + "\n", encoding="utf8")
+def _file(heads: list[python_names.Tagged]) -> str:
+    paragraphs = [made for words, tags in heads if (made := paragraph(words, tags))["qas"]]
+    content = {"version": "v2.0", "data": [{"title": NAME, "paragraphs": paragraphs}]}
+    return json.dumps(content) + "\n" if paragraphs else ""
 
 
 def paragraph(words: list[str], tags: list[str]) -> dict[str, Any]:

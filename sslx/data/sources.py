@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from sslx.data.cache import hash_of
-from sslx.data.files import DocumentPart, FileRecords, content_of, decoded, matching_files, splits_of_files
+from sslx.data.file_records import DocumentPart, FileRecords
+from sslx.data.files import content_of, decoded, matching_files, splits_of_files
 from sslx.errors import UserError, choose, first_line, nearest
 
 SUFFIXES = {

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import OneRow, Row, labelled_row
+from sslx.inference.verb import OneLabelledRow, Row
 from sslx.objective import Objective
 from sslx.tasks.text_classification import TextClassification
 
@@ -26,20 +26,15 @@ class Classified:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify(OneRow):
+class Classify(OneLabelledRow):
     """Labels of texts, or of pairs where the run has learned from pairs."""
-
-    optional = ("pair",)
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
         return isinstance(objective, TextClassification)
 
-    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
-        return labelled_row(run, record)
-
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-        logits = run.objective.module.apply({"params": variables["params"]}, dict(batch), deterministic=True)
+        logits = run.objective.logits(variables["params"], variables["state"], dict(batch))
         return {"probabilities": jax.nn.softmax(logits, axis=-1)}
 
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Classified:

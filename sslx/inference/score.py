@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sslx.inference.loading import LoadedRun
-from sslx.inference.verb import OneRow, Row, labelled_row
+from sslx.inference.verb import OneLabelledRow, Row
 from sslx.objective import Objective
 from sslx.tasks.text_regression import TextRegression
 
@@ -24,17 +24,12 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score(OneRow):
+class Score(OneLabelledRow):
     """Numbers of texts, or of pairs where the run has learned from pairs."""
-
-    optional = ("pair",)
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
         return isinstance(objective, TextRegression)
-
-    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
-        return labelled_row(run, record)
 
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         return {"score": run.objective.logits(variables["params"], variables["state"], dict(batch))[:, 0]}

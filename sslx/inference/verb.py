@@ -122,6 +122,20 @@ class OneRow(Verb):
         """The answer, a dataclass that a subclass names, from a row's part of what ``compute`` returned."""
 
 
+class OneLabelledRow(OneRow):
+    """A verb on a text or a pair, whichever the run has learned from, as fine-tuning sees it."""
+
+    optional = ("pair",)
+
+    def encode(self, run: LoadedRun, record: Mapping[str, Any]) -> Row:
+        pair, paired = record.get("pair"), bool(run.written["data"].get("pair_field"))
+        if paired and pair is None:
+            raise UserError("no second text; the run has learned from pairs")
+        if not paired and pair is not None:
+            raise UserError("a second text, and the run has learned from single ones")
+        return pair_of_texts(run, record["text"], pair) if paired else whole_document(run, record["text"])
+
+
 class TaskRows(Verb):
     """A verb whose task makes the rows itself, perhaps several of a record, and reads its own predictions."""
 
@@ -151,20 +165,6 @@ class TaskRows(Verb):
 
 def _names(answer: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(answer))
-
-
-def labelled_row(run: LoadedRun, record: Mapping[str, Any]) -> Row:
-    """A text or a pair, whichever the run has learned from, as fine-tuning sees it.
-
-    Raises:
-      UserError: it is the other, or a text has no token.
-    """
-    pair, paired = record.get("pair"), bool(run.written["data"].get("pair_field"))
-    if paired and pair is None:
-        raise UserError("no second text; the run has learned from pairs")
-    if not paired and pair is not None:
-        raise UserError("a second text, and the run has learned from single ones")
-    return pair_of_texts(run, record["text"], pair) if paired else whole_document(run, record["text"])
 
 
 def pair_of_texts(run: LoadedRun, text: str, pair: str) -> Row:

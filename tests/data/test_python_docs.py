@@ -117,7 +117,7 @@ def packages(tmp_path, monkeypatch):
             (folder / f"test_m{i}.py").write_text(f'"""{words[::-1]}"""\n')
         places[label] = [folder]
     monkeypatch.setattr(pd, "PACKAGES", {name: pd.Package(name, (name,)) for name in ("ant", "bee", "gone")})
-    monkeypatch.setattr(pd, "folders", lambda label: places.get(label, []))
+    monkeypatch.setattr(pd, "_folders", lambda label: places.get(label, []))
     monkeypatch.setattr(pd, "MIN_TEXTS_PER_LABEL", 20)
     return tmp_path / "site"
 
@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 
 
 def test_nothing_installed_is_an_error(packages, tmp_path, monkeypatch):
-    monkeypatch.setattr(pd, "folders", lambda label: [])
+    monkeypatch.setattr(pd, "_folders", lambda label: [])
     with pytest.raises(UserError, match="would be empty"):
         pd.python_docs(tmp_path / "cache")
 

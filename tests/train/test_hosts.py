@@ -205,21 +205,20 @@ def test_the_end_of_host_0_is_told_by_name(cluster, tmp_path):
     assert any("host 0 (" in line for line in errors(hosts[1])), hosts[1].stderr
 
 
-def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path):
+@pytest.mark.parametrize(
+    ("hung", "reason"),
+    [
+        (1, "cannot be heard"),
+        (0, "does not answer"),  # it holds the store; jax would abort host 1 a minute later, which has another line
+    ],
+)
+def test_a_hanging_host_is_told_by_name_within_the_timeout(cluster, tmp_path, hung, reason):
     hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **{"hosts.timeout_seconds": 5.0})
     until(logged(tmp_path / "run", 2), *hosts)
-    with frozen(hosts[1]):
-        assert hosts[0].wait() == 1
-    assert any("host 1 (" in line and "cannot be heard" in line for line in errors(hosts[0])), hosts[0].stderr
-
-
-def test_a_hanging_host_0_which_holds_the_store_is_told_by_name_too(cluster, tmp_path):
-    hosts = cluster.start(tmp_path / "run", 2, 1, steps=4000, **{"hosts.timeout_seconds": 5.0})
-    until(logged(tmp_path / "run", 2), *hosts)
-    with frozen(hosts[0]):
-        assert hosts[1].wait() == 1
-    # jax would have aborted it a minute later, which has another line.
-    assert any("host 0 (" in line and "does not answer" in line for line in errors(hosts[1])), hosts[1].stderr
+    other = hosts[1 - hung]
+    with frozen(hosts[hung]):
+        assert other.wait() == 1
+    assert any(f"host {hung} (" in line and reason in line for line in errors(other)), other.stderr
 
 
 def test_a_host_whose_data_hang_is_told_by_name_while_its_heart_beats(cluster, tmp_path):
