@@ -79,7 +79,7 @@ def library(tmp_path, monkeypatch):
     (root / "os").mkdir(parents=True)
     for i in range(50):
         (root / f"m{i}.py").write_text(MODULE.format(i=i))
-    monkeypatch.setattr(python_questions.sysconfig, "get_path", lambda name: str(root))
+    monkeypatch.setattr(python_names.sysconfig, "get_path", lambda name: str(root))
     monkeypatch.setenv("SSLX_CACHE", str(tmp_path / "cache"))
     return root
 
@@ -118,6 +118,6 @@ def test_its_name_has_to_be_right_and_something_has_to_be_installed(library, mon
     with pytest.raises(UserError, match="unknown data source 'python_question'; did you mean 'python_questions'"):
         prepare_questions(QuestionsConfig("python_question"))
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(python_questions.sysconfig, "get_path", lambda name: str(tmp_path / "empty"))
+    monkeypatch.setattr(python_names.sysconfig, "get_path", lambda name: str(tmp_path / "empty"))
     with pytest.raises(UserError, match="python_questions would be empty"):
         prepare_questions(QuestionsConfig("python_questions"))
