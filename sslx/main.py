@@ -37,11 +37,13 @@ def _conclude(session: Session, workdir: Path) -> None:
         loss, chance = trained.metrics["eval/loss"], session.objective.chance(session.data.statistics)
         beside = ""
         if chance is not None:
-            beside = f", {abs(chance - loss):.3f} nats {'below' if loss < chance else 'above'} chance ({chance:.3f})"
+            away = f"{abs(chance - loss):.3f} {session.objective.unit}".strip()
+            beside = f", {away} {'below' if loss < chance else 'above'} chance ({chance:.3f})"
         say(f"done: held-out loss {loss:.4f}{beside}; curves in {run}/curves.png")
+    task = {"text": "text_classification", "images": "image_classification"}[session.objective.modality]
     say("next:")
     say(f"  tensorboard --logdir={run}")
-    say(f"  python -m sslx.finetune --config=configs/finetune/text_classification.py --config.init={run}")
+    say(f"  python -m sslx.finetune --config=configs/finetune/{task}.py --config.init={run}")
 
 
 if __name__ == "__main__":

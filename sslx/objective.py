@@ -78,6 +78,8 @@ class Objective(abc.ABC):
 
     scope: ClassVar[Literal["row", "batch"]] = "row"  # "batch": a term's value depends on the whole batch
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
+    modality: ClassVar[str] = "text"  # what its rows are of: text | images
+    unit: ClassVar[str] = "nats"  # of its loss; "" where it has none
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 
@@ -174,11 +176,21 @@ class Objective(abc.ABC):
         """Rows of a table that let a person judge the model, from ``predict`` of a few held-out rows; [] shows none."""
         return []
 
+    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Sheets by name, uint8[height, width, 3], from ``predict`` of a few held-out rows; {} draws none."""
+        return {}
+
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         """What the model will see of each row: from a batch before and after ``views``, both on the host."""
         return [
             {name: str(np.asarray(array)[row]) for name, array in batch.items()} for row in range(len(batch["row"]))
         ]
+
+    def preview_pictures(
+        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Sheets of what the model will see, as `pictures`, from what ``preview`` takes."""
+        return {}
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
         """The final report of a downstream task on its test rows."""

@@ -37,8 +37,8 @@ class LoadedRun:
     written: dict[str, Any]
     step: int  # of its checkpoint
     objective: Objective
-    tokenizer: PreTrainedTokenizerFast
-    words: Vocabulary
+    tokenizer: PreTrainedTokenizerFast | None  # of a run on text
+    words: Vocabulary | None
     variables: dict[str, Any]  # {"params", "state"}, on the device
     longest: int | None  # tokens of its rows, special ones included: what it has seen positions of
 
@@ -78,7 +78,7 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     step = chosen_step(Path(run), written, step)
     folder = _local(Path(run))
     objective = objective_class(written).restored(written, folder)
-    tokenizer, words = saved_tokenizer(folder)
+    tokenizer, words = saved_tokenizer(folder) if objective.modality == "text" else (None, None)
     return LoadedRun(
         name=str(run),
         written=written,

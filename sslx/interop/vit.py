@@ -39,5 +39,15 @@ VIT = Architecture(
         "attention_probs_dropout_prob": "attention_dropout",
     },
     fixed_theirs={"qkv_bias": True},
-    fixed_ours=dict(norm_position="pre", norm="layernorm", glu=False, bias=True, qk_norm=False, positions="learned"),
+    fixed_ours=dict(
+        norm_position="pre",
+        norm="layernorm",
+        glu=False,
+        bias=True,
+        qk_norm=False,
+        positions="learned",
+        class_token=True,
+        registers=0,
+        layer_scale=0.0,
+    ),
 )

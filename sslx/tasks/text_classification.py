@@ -13,8 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
-from matplotlib.figure import Figure
-from sklearn.metrics import classification_report, confusion_matrix, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sslx.data.text import PreparedText, TextConfig
 from sslx.errors import UserError
@@ -72,41 +71,11 @@ class TextClassification(LabelledText):
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         labels, guesses = predictions["label"], self.guesses(predictions)
-        present = np.unique(np.concatenate([labels, guesses]))
-        scores = {
-            "macro_f1": f1_score(labels, guesses, labels=present, average="macro", zero_division=0),
-            "matthews": matthews_corrcoef(labels, guesses) if len(present) > 1 else 0.0,
-        }
+        scores = class_scores(labels, guesses)
+        scores["matthews"] = float(matthews_corrcoef(labels, guesses)) if len(np.union1d(labels, guesses)) > 1 else 0.0
         if len(self.label_names) == 2:
-            scores["f1"] = f1_score(labels, guesses, pos_label=1, zero_division=0)
-        return {name: float(score) for name, score in scores.items()}
+            scores["f1"] = float(f1_score(labels, guesses, pos_label=1, zero_division=0))
+        return scores
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
-        labels, guesses = predictions["label"], self.guesses(predictions)
-        present = np.unique(np.concatenate([labels, guesses]))
-        names = [self.label_names[label] for label in present]
-        options = dict(labels=present, target_names=names, zero_division=0)
-        values = classification_report(labels, guesses, output_dict=True, **options)
-        matrix = confusion_matrix(labels, guesses, labels=present)
-        values = {"classification_report": values, "labels": names, "confusion_matrix": matrix.tolist()}
-        text = classification_report(labels, guesses, digits=3, **options)
-        return Report(text, values, {"confusion_matrix": _draw_confusion(matrix, names)})
-
-
-def _draw_confusion(matrix: np.ndarray, names: list[str]) -> Figure:
-    """Shares of each true label's rows, with the counts written in."""
-    size = min(3.5 + 0.45 * len(names), 24)
-    figure = Figure(figsize=(size, size * 0.9), layout="constrained")
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(names) <= 30:
-        for row, column in np.argwhere(matrix > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=7)
-    figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
-    return figure
+        return class_report(predictions["label"], self.guesses(predictions), self.label_names)

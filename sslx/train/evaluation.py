@@ -61,12 +61,12 @@ class Evaluator:
             metrics |= self._objective.score(zeros(self._program.predict_step))
         return sorted(metrics | self._objective.derive(metrics))
 
-    def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> list[dict[str, str]]:
-        """Rows of a table on the first ``count`` held-out rows; [] if the objective shows none."""
+    def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> dict[str, np.ndarray]:
+        """Predictions of the first ``count`` held-out rows, for ``Objective.show`` and ``pictures``."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
         predictions = jax.device_get(self._program.predict_step(params, state, batch))
         count = min(count, len(rows))
-        return self._objective.show({name: np.asarray(value)[:count] for name, value in predictions.items()})
+        return {name: np.asarray(value)[:count] for name, value in predictions.items() if name != "valid"}
 
 
 def _join(collected: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -47,7 +47,8 @@ class RunFolder:
     """A run as a start."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        self.model, self.tokenizer = config["model"], folder / "tokenizer"
+        self.model = config["model"]
+        self.tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else None  # runs on text have one
         self._folder, self._config = folder, config
         self.of_task = part_of(config) == "task"
 
@@ -66,9 +67,19 @@ class RunFolder:
         Raises:
           UserError: it has none, or it cannot be read.
         """
-        variables = read_variables(self._folder, self.step)
-        encoder = objective_class(self._config).encoder(variables["params"], variables["state"])["params"]
-        return {**variables["params"], "encoder": encoder}
+        return {**self._variables["params"], "encoder": self._encoder["params"]}
+
+    def statistics(self) -> dict[str, Any]:
+        """Running averages of the encoder's batch normalisation; {} where it has none."""
+        return self._encoder.get(STATISTICS, {})
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, Any]:
+        return read_variables(self._folder, self.step)
+
+    @property
+    def _encoder(self) -> dict[str, Any]:
+        return objective_class(self._config).encoder(self._variables["params"], self._variables["state"])
 
 
 def open_start(folder: Path) -> RunFolder | PublishedFolder:
@@ -104,15 +115,35 @@ def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         start.check()
     if "task" in written or published:
         # What the parameters mean comes from there; how they are computed with may be said anew.
-        kept = {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
-        written = written | {"model": start.model | kept}
+        given = {name: written["model"][name] for name in ("dtype", "remat", "unroll") if name in written["model"]}
+        kept = {name: value for name, value in given.items() if published or name in start.model}
+        written = written | {"model": _of_size(start.model | kept, written, like)}
     return written, start.tokenizer  # its embeddings mean nothing under another vocabulary
+
+
+def _of_size(model: Mapping[str, Any], written: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+    """The model for pictures of the size that a task's data have, where its parameters say nothing of the size.
+
+    Raises:
+      UserError: they do, since each position has a learned vector of its own.
+    """
+    size = written["data"].get("image_size") if "image_size" in model else None
+    if size is None or size == model["image_size"]:
+        return model
+    if model.get("positions", "none") == "learned" or model["name"] == "igpt":
+        raise UserError(
+            f"config.data.image_size is {size}, and the model of {start!r} has learned positions for pictures of "
+            f"{model['image_size']}; expected that size, or a model with config.model.positions=sincos or rope"
+        )
+    return {**model, "image_size": size}
 
 
 def from_scratch(init: str) -> bool:
     """Whether ``config.init`` starts from random parameters: "", ``scratch`` or ``scratch:RUN``."""
     return not init or init == "scratch" or init.startswith("scratch:")
 
+
+STATISTICS = "batch_stats"  # running averages of batch normalisation, in an objective's state
 
 # Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
 PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head", "generator", "regression_head")
@@ -170,6 +201,24 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
     if broken := sorted(name for name, array in named.items() if not np.isfinite(array).all()):
         raise UserError(f"config.init {str(folder)!r} holds values that are not finite: {', '.join(broken)}")
     return taken, notes
+
+
+def load_statistics(abstract_state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Running averages of a run's encoder, to put over those of a fresh state; {} where the model has none.
+
+    Raises:
+      UserError: the run's encoder has none, or of other shapes.
+    """
+    wanted = abstract_state.get(STATISTICS, {}).get("encoder")
+    if wanted is None:
+        return {}
+    start = open_start(folder)
+    found = start.statistics() if isinstance(start, RunFolder) else {}
+    if jax.tree.map(np.shape, found) != jax.tree.map(lambda leaf: leaf.shape, dict(wanted)):
+        raise UserError(
+            f"config.init {str(folder)!r} has no running averages of batch normalisation that fit the model"
+        )
+    return {STATISTICS: {"encoder": found}}
 
 
 def overlay(params: Any, given: Mapping[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def opened(folder):
 
 def batch_of(arrays):
     if "pixel_values" in arrays:
-        return {"image": arrays["pixel_values"].transpose(0, 2, 3, 1)}
+        return {"image": arrays["pixel_values"].transpose(0, 2, 3, 1) * 0.5 + 0.5}  # ours normalises by itself
     mask = arrays["attention_mask"]
     positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
     batch = {"tokens": arrays["input_ids"], "segment_ids": mask, "positions": positions}
