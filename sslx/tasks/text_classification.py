@@ -19,6 +19,7 @@ from sslx.data.text import PreparedText, TextConfig
 from sslx.errors import UserError
 from sslx.models.losses import softmax_cross_entropy
 from sslx.objective import Batch, Mean, Out, Report, Term
+from sslx.tasks.class_report import class_report, class_scores
 from sslx.tasks.labelled_text import LabelledText, LabelledTextConfig
 
 
