@@ -56,6 +56,7 @@ class ImageConfig:
     image_size: int = 32  # height and width of a row
     channels: int = 3  # 3: RGB | 1: grey
     crop: str = "step"  # step | host: where random crops are cut
+    labels_per_class: int = 0  # train on so many rows of each class, drawn by the run's seed; 0: on all
     crop_area: tuple[float, float] = (0.2, 1.0)  # of host crops: least and largest share of the picture's area
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of host crops: width over height
     broken_share: float = 0.01  # of the pictures may be undecodable
@@ -67,6 +68,8 @@ class ImageConfig:
             raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
         if self.channels not in (1, 3):
             raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
+        if self.labels_per_class < 0:
+            raise UserError(f"config.data.labels_per_class is {self.labels_per_class}; expected at least 0 (all)")
         choose(self.crop, ("step", "host"), "config.data.crop")
         check_range(self.crop_area, "config.data.crop_area", most=1.0)
         check_range(self.crop_aspect, "config.data.crop_aspect")
@@ -186,8 +189,8 @@ class DecodedRows(ImageRows):
         return np.stack(list(_pool().map(one, range(len(ids)))))
 
 
-def prepare_images(config: ImageConfig) -> PreparedImages:
-    """Prepares train, eval and, if asked for, test rows.
+def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
+    """Prepares train, eval and, if asked for, test rows; ``seed`` draws those of ``labels_per_class``.
 
     Raises:
       UserError: whatever the source, the splits or the cache do not allow, or too many undecodable pictures.
@@ -205,10 +208,13 @@ def prepare_images(config: ImageConfig) -> PreparedImages:
     rows, statistics, content = {}, {"row_unit": "images"}, {}
     for role, split in splits.items():
         source = collection.slice(split)
-        rows[role], broken = _rows(source, config, cache_dir)
+        rows[role], broken = _rows(source, config, cache_dir, seed if role == "train" else None)
         statistics |= {f"{role}_split": split, f"{role}_rows": len(rows[role]), f"{role}_undecodable": broken}
         content[role] = source.fingerprint
-    statistics["fingerprint"] = hash_of("images", _RECIPE, content, config.image_size, config.channels, config.crop)
+    parts = [content, config.image_size, config.channels, config.crop]
+    if config.labels_per_class:
+        parts += [config.labels_per_class, seed]
+    statistics["fingerprint"] = hash_of("images", _RECIPE, *parts)
     return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
 
 
@@ -218,8 +224,8 @@ def abstract_image_row(config: ImageConfig, *, labelled: bool = False) -> dict[s
     return row | ({"label": jax.ShapeDtypeStruct((), np.int32)} if labelled else {})
 
 
-def _rows(source: Source, config: ImageConfig, cache_dir: Path) -> tuple[ImageRows, int]:
-    """The rows of one slice, and how many of its pictures cannot be decoded."""
+def _rows(source: Source, config: ImageConfig, cache_dir: Path, seed: int | None) -> tuple[ImageRows, int]:
+    """The rows of one slice, and how many of its pictures cannot be decoded; ``seed`` is None where all are taken."""
     stored = config.crop == "step"
     parts = [_RECIPE, source.fingerprint, config.channels, config.image_size if stored else None]
     name = f"{'pixels' if stored else 'pictures'}-{hash_of(*parts)}"
@@ -227,13 +233,37 @@ def _rows(source: Source, config: ImageConfig, cache_dir: Path) -> tuple[ImageRo
     broken = json.loads((folder / "undecodable.json").read_text(encoding="utf8"))
     if broken:
         _say_broken(broken, len(source), config, source)
-    kept = np.load(folder / "kept.npy")
-    labels = np.load(folder / "labels.npy")
+    kept, labels = np.load(folder / "kept.npy"), np.load(folder / "labels.npy")
+    if config.labels_per_class and seed is not None:
+        drawn = _of_each_class(labels, config.labels_per_class, seed, source)
+        kept, labels = kept[drawn], labels[drawn]
     if (labels == HIDDEN).any():
         labels = None  # there are none, or they are kept secret, as in the test sets of benchmarks
     if stored:
         return MappedRows(np.load(folder / "images.npy", mmap_mode="r"), kept, labels), len(broken)
     return DecodedRows(source, kept, labels, config), len(broken)
+
+
+def _of_each_class(labels: np.ndarray, count: int, seed: int, source: Source) -> np.ndarray:
+    """Places of ``count`` rows of each class, in rising order.
+
+    Raises:
+      UserError: rows have no classes, or one of them has fewer rows.
+    """
+    classes, rows = np.unique(labels, return_counts=True)
+    if HIDDEN in classes:
+        raise UserError(
+            f"config.data.labels_per_class is {count}, and split {source.split!r} of {source.spec} has no labels"
+        )
+    if rows.min() < count:
+        name = (source.label_names or classes.astype(str))[classes[rows.argmin()]]
+        raise UserError(
+            f"config.data.labels_per_class is {count}, and class {name!r} of split {source.split!r} of {source.spec} "
+            f"has {rows.min()} pictures; expected at most that"
+        )
+    random = np.random.default_rng(seed)
+    drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in classes]
+    return np.sort(np.concatenate(drawn))
 
 
 def _look(source: Source, config: ImageConfig, folder: Path) -> None:

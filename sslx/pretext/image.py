@@ -48,7 +48,7 @@ class ImagePretext(Objective):
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, PreparedImages]:
         objective, data_config = cls._built(config)
-        return objective, prepare_images(data_config)
+        return objective, prepare_images(data_config, config["seed"])
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[Self, dict[str, jax.ShapeDtypeStruct]]:

@@ -107,7 +107,7 @@ class ImageClassification(Objective):
           UserError: anything in its parts that cannot be, or data without labels.
         """
         task, model, data_config = cls._built(config)
-        data = prepare_images(data_config)
+        data = prepare_images(data_config, config["seed"])
         if not data.label_names or data.train.labels is None or data.eval.labels is None:
             raise UserError(
                 f"config.data.source {data_config.source!r} has no labels in {data_config.train_split} and "

@@ -38,11 +38,11 @@ def photographs(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path):
-    def prepared(**changes):
+    def prepared(seed=0, **changes):
         given = dict(
             train_split="train[:-4]", eval_split="train[-4:]", image_size=16, cache_dir=str(tmp_path / "cache")
         )
-        return prepare_images(ImageConfig(**({"source": f"images:{tmp_path / 'in'}"} | given | changes)))
+        return prepare_images(ImageConfig(**({"source": f"images:{tmp_path / 'in'}"} | given | changes)), seed)
 
     return prepared
 
@@ -244,6 +244,24 @@ def test_prepared_pixels_are_not_made_again_and_other_sizes_are(photographs, pre
         prepare(broken_share=0.5).statistics["fingerprint"]
         != prepare(broken_share=0.5, channels=1).statistics["fingerprint"]
     )
+
+
+@pytest.mark.parametrize("crop", ["step", "host"])
+def test_so_many_rows_of_each_class_are_drawn_by_the_seed(photographs, prepare, crop):
+    whole, some, again, other = (
+        prepare(crop=crop), prepare(crop=crop, labels_per_class=2), prepare(crop=crop, labels_per_class=2),
+        prepare(crop=crop, labels_per_class=2, seed=1),
+    )  # fmt: skip
+    assert np.bincount(everything(some.train)["label"]).tolist() == [2, 2]
+    of_class = {image.tobytes(): label for image, label in zip(*everything(whole.train).values(), strict=True)}
+    for image, label in zip(*everything(some.train).values(), strict=True):
+        assert of_class[image.tobytes()] == label  # a row of the class, with its own label
+    np.testing.assert_array_equal(everything(some.train)["image"], everything(again.train)["image"])
+    assert set(map(bytes, everything(some.train)["image"])) != set(map(bytes, everything(other.train)["image"]))
+    assert some.statistics["fingerprint"] not in (whole.statistics["fingerprint"], other.statistics["fingerprint"])
+    np.testing.assert_array_equal(everything(some.eval)["image"], everything(whole.eval)["image"])  # all of them
+    with pytest.raises(UserError, match=r"labels_per_class is 9, and class 'cat' .* has [0-9]+ pictures"):
+        prepare(crop=crop, labels_per_class=9)
 
 
 def test_a_folder_without_classes_has_no_labels(tmp_path, prepare):
