@@ -94,7 +94,7 @@ def teraflops(config: ml_collections.ConfigDict) -> float:
 def minutes(run: Path, config: ml_collections.ConfigDict) -> float:
     """What the steps of a run took, at its median rate, without compilation and evaluations."""
     records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf8").splitlines())
-    rates = [record["train/rows_per_second"] for record in records if "train/rows_per_second" in record]
+    rates = [record["rows_per_second"] for record in records if "rows_per_second" in record]
     return config.steps * config.batch_size / statistics.median(rates) / 60 if rates else 0.0
 
 
