@@ -44,8 +44,8 @@ def small_job(source: str) -> ml_collections.ConfigDict:
         ),
     )
     config.steps = 2000
-    config.batch_size = 256
-    config.optimizer.learning_rate = 1e-3
+    config.batch_size = 64
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.beta2 = 0.95
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 100
