@@ -40,7 +40,11 @@ MIRRORED = {"pretext.augment.flip": 0.5}
 # Steps are what two minutes on two cores allow.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("vit_mae", {"steps": 1400, "batch_size": 64, "optimizer.learning_rate": 2e-3, **MIRRORED}),
-    "igpt": ("vit_igpt", {"steps": 250, "batch_size": 32, "data.image_size": 14, "model.image_size": 14, **MIRRORED}),
+    "igpt": (
+        "vit_igpt",
+        {"steps": 500, "batch_size": 32, "model.width": 96, "model.mlp_width": 384, "data.image_size": 14}
+        | {"model.image_size": 14, **MIRRORED},
+    ),
     "rotation": ("rotation", {"steps": 400, "batch_size": 32, **MIRRORED}),
     "supervised": ("finetune/image_classification", {"steps": 800, "batch_size": 64, "task.augment.flip": 0.5}),
     "random": ("vit_mae", {}),
@@ -125,7 +129,8 @@ def tuned(
     changes = {f"data.{name}": config.data[name] for name in ("source", "image_size", "channels")}
     changes |= {"data.labels_per_class": 100, "data.test_split": "test", "task.augment.flip": 0.5}
     changes |= {f"data.{split}": part for split, part in SPLITS.items()}
-    changes |= {"init": init, "seed": seed, "steps": 400, "batch_size": 32}
+    changes |= {"init": init, "seed": seed, "steps": 800, "batch_size": 32}
+    changes |= {"optimizer.learning_rate": 2e-3, "optimizer.layer_decay": 0.9}
     finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir))
     return json.loads((workdir / "report.json").read_text(encoding="utf8"))["test/accuracy"]
 
