@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     """
     pattern = os.path.expanduser(pattern)
     if os.path.isdir(pattern):
-        found = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
+        found = _below(pattern)
     else:
         found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     found = sorted(os.path.abspath(path) for path in found if os.path.isfile(path))
@@ -43,6 +43,19 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     if here == Path(pattern):
         raise UserError(f"{spec} is a folder without {', '.join(suffixes)} files")
     raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
+
+
+def _below(folder: str) -> Iterator[str]:
+    """All that is below a folder, through links too, but for hidden names.
+
+    A link to a folder that it lies in is not gone through: each file would be there dozens of times, in other classes.
+    """
+    around = {folder: (os.path.realpath(folder),)}  # of each place, the folders that it lies in
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inner = {os.path.join(place, name): name for name in folders if not name.startswith(".")}
+        around |= {path: (*around[place], os.path.realpath(path)) for path in inner}
+        folders[:] = [name for path, name in inner.items() if around[path][-1] not in around[place]]
+        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
 
 
 def splits_of_files(paths: list[str]) -> list[str]:

@@ -59,6 +59,22 @@ def test_a_folder_of_pictures_of_any_kind_and_depth(opened, tmp_path):
     assert source[2]["name"] == str(tmp_path / "in" / "deep" / "c.PNG")
 
 
+def test_links_are_followed_and_never_in_a_circle(opened, tmp_path):
+    paint(tmp_path / "in" / "cat" / "1.png", 1)
+    paint(tmp_path / "in" / ".hidden" / "2.png", 2)
+    paint(tmp_path / "in" / "cat" / ".3.png", 3)
+    paint(tmp_path / "elsewhere" / "4.png", 4)
+    (tmp_path / "in" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "cat" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "cat" / "5.png").symlink_to("nothing")
+    collection = opened("images:{}/in")
+    source = collection.slice("train")
+    assert collection.label_names == ("cat", "dog")
+    assert dict(zip(colours(source), labels(source), strict=True)) == {1: 0, 4: 1}
+    assert len(source) == 2
+
+
 def test_folders_are_classes_by_sorted_name_and_in_each_split_the_same(opened, tmp_path):
     for split, add in (("train", 0), ("VAL", 100), ("test", 200)):
         for place, name in enumerate(("zebra", "cat", "deep/dog")):
