@@ -72,14 +72,21 @@ def splits_of_files(paths: list[str]) -> list[str]:
 
 
 def content_of(paths: list[str]) -> list[Any]:
-    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint."""
-    stats = [os.stat(path) for path in paths]
-    if sum(stat.st_size for stat in stats) > HASHED_BYTES:
-        return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint.
+
+    Raises:
+      UserError: one of them cannot be read.
+    """
     digests = []
-    for path in paths:
-        with open(path, "rb") as file:
-            digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
+    try:
+        stats = [os.stat(path) for path in paths]
+        if sum(stat.st_size for stat in stats) > HASHED_BYTES:
+            return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+        for path in paths:
+            with open(path, "rb") as file:
+                digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or paths[len(digests)]}: {error.strerror or error}") from error
     return digests
 
 

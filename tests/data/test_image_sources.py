@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
 import shutil
 import struct
 
@@ -14,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tfds_folders import write_tfds
 
+from sslx.data import files
 from sslx.data.image_sources import open_images
 from sslx.data.pictures import open_picture, pixels
 from sslx.errors import UserError
@@ -141,6 +144,20 @@ def test_files_that_lie_where_they_should_not(opened, tmp_path):
         opened("images:{}/none")
     with pytest.raises(UserError, match=r"no file matches .*/splt; .* did you mean 'split'"):
         opened("images:{}/splt")
+
+
+def test_a_picture_that_cannot_be_read_is_named(opened, tmp_path, monkeypatch):
+    for name in ("in/cat/1.png", "in/cat/2.png"):
+        paint(tmp_path / name, 1)
+
+    def refused(file, mode="r", **options):
+        if str(file).endswith("2.png"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+        return open(file, mode, **options)
+
+    monkeypatch.setattr(files, "open", refused, raising=False)  # whoever runs this may be allowed everything
+    with pytest.raises(UserError, match=r"^cannot read .*/in/cat/2.png: Permission denied$"):
+        opened("images:{}/in")
 
 
 def test_a_fingerprint_follows_pixels_classes_and_slice(opened, tmp_path):
