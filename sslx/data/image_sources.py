@@ -76,7 +76,7 @@ class ImageFiles:
         rows = []
         for i in ids:
             try:
-                row: dict[str, Any] = {"image": Path(self._paths[i]).read_bytes(), "name": self._paths[i]}
+                row: dict[str, Any] = {"image": Path(self._paths[i]).read_bytes(), "name": _printable(self._paths[i])}
             except OSError as error:
                 raise UserError(f"cannot read {self._paths[i]}: {error.strerror or error}") from error
             rows.append(row | ({"label": self._labels[i]} if self._labels is not None else {}))
@@ -175,7 +175,7 @@ def _folder(spec: str, pattern: str) -> Collection:
     ids: dict[str, list[int]] = {}
     for i, name in enumerate(named):
         ids.setdefault(name if divided else "train", []).append(i)
-    classes = [os.sep.join(part[1:] if divided else part) for part in parts]
+    classes = [_printable(os.sep.join(part[1:] if divided else part)) for part in parts]
     names = tuple(sorted(set(classes) - {""})) or None
     number = {name: i for i, name in enumerate(names or ())}
     splits: dict[str, ImageFiles] = {}
@@ -190,6 +190,11 @@ def _folder(spec: str, pattern: str) -> Collection:
     orders = {name: np.random.default_rng(SLICE_SEED).permutation(len(split)) for name, split in splits.items()}
     content = hash_of("images", content_of(paths), named if divided else [], classes)
     return Collection(spec, content, names, splits, orders)
+
+
+def _printable(path: str) -> str:
+    """A path for people: of a name from before UTF-8, the bytes that are none are written out."""
+    return os.fsencode(path).decode("utf8", "backslashreplace")
 
 
 def _idx(spec: str, folder: Path) -> Collection:

@@ -146,6 +146,18 @@ def test_files_that_lie_where_they_should_not(opened, tmp_path):
         opened("images:{}/splt")
 
 
+def test_names_from_before_utf8_can_be_printed(opened, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/in/caf\xe9"
+    os.makedirs(folder)
+    paint(tmp_path / "1.png", 7)
+    os.rename(tmp_path / "1.png", folder + b"/\xff.png")
+    collection = opened("images:{}/in")
+    assert collection.label_names == (r"caf\xe9",)
+    source = collection.slice("train")
+    assert colours(source) == [7]
+    assert source[0]["name"] == rf"{tmp_path}/in/caf\xe9/\xff.png"
+
+
 def test_a_picture_that_cannot_be_read_is_named(opened, tmp_path, monkeypatch):
     for name in ("in/cat/1.png", "in/cat/2.png"):
         paint(tmp_path / name, 1)
