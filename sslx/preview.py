@@ -34,10 +34,13 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     written, tokenizer = inherited(written | dataclasses.asdict(run))
     objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
     order = data.train.order(run.seed)
-    batch = training_rows(data.train, order, np.arange(min(ROWS, len(data.train))), run.seed)
+    # One more than is shown: a row may be mixed with the next one, and the last of the batch with the first.
+    seen = np.arange(min(ROWS + 1, run.batch_size, len(data.train)))
+    batch = training_rows(data.train, order, seen, run.seed)
     step = jnp.zeros((), jnp.int32)
     key = train_keys(run.seed, step)[0]
     viewed = jax.device_get(jax.jit(lambda b: objective.views(b, key, step, train=True))(batch))
+    batch, viewed = jax.tree.map(lambda array: array[:ROWS] if np.ndim(array) else array, (batch, viewed))
     console = Console()
     for name, value in data.statistics.items():
         console.say(f"{name:<24} {value:,.4f}" if isinstance(value, float) else f"{name:<24} {value}")

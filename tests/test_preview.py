@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from tiny_images import tiny_images
 
 from sslx import preview
 from sslx.data.batches import training_rows
@@ -19,8 +20,9 @@ from sslx.picture_sheet import GAP, TITLE, sheet
 from sslx.pretext.mae import Mae
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import run_config
+from sslx.tasks.image_classification import ImageClassification
 from sslx.train import loop
-from sslx.train.step import TrainState, make_train_step
+from sslx.train.step import TrainState, make_train_step, train_keys
 
 
 @pytest.mark.parametrize("sentence", [None, "nsp"])
@@ -61,6 +63,24 @@ def test_rows_of_a_task_are_shown_too(tiny_config, tmp_path):
     shown = preview.main(tiny_config("finetune/text_classification", {"init": "scratch"}), tmp_path)
     assert len(shown) == preview.ROWS
     assert all(row["text"].startswith("[CLS] ") and row["label"] for row in shown)
+
+
+@pytest.mark.parametrize("batch_size", [3, 16])
+def test_views_that_are_mixed_with_other_rows_are_those_of_training(tmp_path, monkeypatch, batch_size):
+    monkeypatch.chdir(tmp_path)
+    given = {"init": "scratch", "task__mixup": 1.0, "batch_size": batch_size, "seed": 2}
+    config = tiny_images("finetune/image_classification", **given)
+    shown = preview.main(config, tmp_path / "run")
+    assert len(shown) == min(batch_size, preview.ROWS)
+    picture = np.asarray(Image.open("preview_views.png"))
+
+    objective, data = ImageClassification.prepare(config.to_dict())
+    batch = training_rows(data.train, data.train.order(2), np.arange(batch_size), 2)
+    key = train_keys(2, 0)[0]
+    views = jax.jit(lambda batch: objective.views(batch, key, 0, train=True))(batch)["image"]
+    for row in range(len(shown)):
+        tile = picture[TITLE + row * 100 :, GAP + 100 :][:96:12, :96:12]
+        np.testing.assert_allclose(tile[..., 0], np.asarray(views[row, ..., 0]) * 255, atol=0.6)
 
 
 def test_a_sheet_of_rows_views_and_masks_is_drawn(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,8 @@ torchvision, the nearest pixel is the default); what comes from beyond the pictu
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -49,12 +51,13 @@ def transformed(image: Image, chosen: Array, level: float, sign: Array) -> Image
 def affine(image: Image, matrix: Float[Array, "2 2"], shift: Float[Array, " 2"]) -> Image:
     """Resamples about the middle: output ``(y, x)`` shows the input at ``matrix @ (y, x) + shift``, bilinearly."""
     height, width, _ = image.shape
-    middle = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1) - middle
-    place = grid @ matrix.T + middle + shift
+    middle = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.arange(height)[:, None] - middle[0], jnp.arange(width)[None, :] - middle[1]
+    # Not by a matrix product: accelerators round what goes into one, and what is to stay would move.
+    place = [matrix[axis, 0] * y + matrix[axis, 1] * x + middle[axis] + shift[axis] for axis in (0, 1)]
 
     def channel(plane: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(plane, [place[..., 0], place[..., 1]], order=1, cval=0.0)
+        return jax.scipy.ndimage.map_coordinates(plane, place, order=1, cval=0.0)
 
     return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
 
@@ -92,7 +95,8 @@ def posterise(image: Image, bits: Array) -> Image:
 def sharpness(image: Image, factor: Array) -> Image:
     """Blends with Pillow's smoothed picture, whose edge stays as it is."""
     kernel = jnp.array([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
-    smooth = jax.vmap(lambda plane: jax.scipy.signal.convolve2d(plane, kernel, mode="valid"), -1, -1)(image)
+    convolve = functools.partial(jax.scipy.signal.convolve2d, mode="valid", precision=jax.lax.Precision.HIGHEST)
+    smooth = jax.vmap(lambda plane: convolve(plane, kernel), -1, -1)(image)
     return blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
 
 

@@ -66,7 +66,7 @@ class TrainBatches:
         if len(rows) < batch_size:
             raise UserError(
                 f"the training data has {len(rows)} rows, fewer than one batch of config.batch_size={batch_size}; "
-                f"expected a larger corpus, a smaller batch or a smaller config.data.seq_len"
+                f"expected more data or a smaller batch (of text, a smaller config.data.seq_len makes more rows)"
             )
         self._rows, self._order, self._batch_size, self._sharding = rows, order, batch_size, sharding
         self._seed = seed

@@ -4,8 +4,9 @@ In: a source spec. Out: a `Collection` whose records are ``{"image": bytes or pi
 
 - ``glyphs`` and ``digits`` need no download: characters of matplotlib's fonts (`glyphs`), and scikit-learn's 1,797
   handwritten digits of 8 by 8 pixels (divided at random into 70, 10 and 20 %).
-- ``images:FOLDER``: files of any size. Folders in it named like splits (``train``, ``validation`` or ``val``,
-  ``test``) are the splits, or else all is ``train``; folders below are the classes, in each split or not at all.
+- ``images:FOLDER``: files of any size. Folders in it named like splits (``train``, ``val``, ``testing``, ...: see
+  `SPLIT_OF_FOLDER`) are the splits, or else all is ``train``; folders below are the classes, in each split or not at
+  all.
 - ``idx:FOLDER``: the format of MNIST, zipped or not: ``train-images-idx3-ubyte`` and so on.
 - ``tfds:NAME[/CONFIG]``: a prepared dataset with an image feature.
 """
@@ -31,9 +32,18 @@ from sslx.data.sources import SLICE_SEED, Collection, data_sources, described_sp
 from sslx.errors import UserError, choose, nearest
 
 SPEC_FORMS = ("glyphs", "digits", "images:FOLDER", "idx:FOLDER", "tfds:NAME[/CONFIG]")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SPLIT_OF_FOLDER = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-SPLIT_OF_FOLDER |= {"test": "test"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+SPLIT_OF_FOLDER = {
+    name: split
+    for split, names in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing"),
+    }.items()
+    for name in names
+}
+GZIP = b"\x1f\x8b"
+MOST_AXES = 8  # of an array of MNIST's format; pictures have three
 
 
 class PixelRecords:
@@ -66,7 +76,7 @@ class ImageFiles:
         rows = []
         for i in ids:
             try:
-                row: dict[str, Any] = {"image": Path(self._paths[i]).read_bytes(), "name": self._paths[i]}
+                row: dict[str, Any] = {"image": Path(self._paths[i]).read_bytes(), "name": _printable(self._paths[i])}
             except OSError as error:
                 raise UserError(f"cannot read {self._paths[i]}: {error.strerror or error}") from error
             rows.append(row | ({"label": self._labels[i]} if self._labels is not None else {}))
@@ -165,7 +175,7 @@ def _folder(spec: str, pattern: str) -> Collection:
     ids: dict[str, list[int]] = {}
     for i, name in enumerate(named):
         ids.setdefault(name if divided else "train", []).append(i)
-    classes = [os.sep.join(part[1:] if divided else part) for part in parts]
+    classes = [_printable(os.sep.join(part[1:] if divided else part)) for part in parts]
     names = tuple(sorted(set(classes) - {""})) or None
     number = {name: i for i, name in enumerate(names or ())}
     splits: dict[str, ImageFiles] = {}
@@ -182,9 +192,16 @@ def _folder(spec: str, pattern: str) -> Collection:
     return Collection(spec, content, names, splits, orders)
 
 
+def _printable(path: str) -> str:
+    """A path for people: of a name from before UTF-8, the bytes that are none are written out."""
+    return os.fsencode(path).decode("utf8", "backslashreplace")
+
+
 def _idx(spec: str, folder: Path) -> Collection:
     if not folder.is_dir():
-        raise UserError(f"{spec}: no folder {folder}")
+        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        near = nearest(folder.name, (path.name for path in beside if path.is_dir()))
+        raise UserError(f"{spec}: no folder {folder}; {near}")
     splits, digests, classes = {}, [], 0
     for split, prefix in (("train", "train"), ("test", "t10k")):
         files = [_idx_file(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
@@ -192,7 +209,8 @@ def _idx(spec: str, folder: Path) -> Collection:
             continue
         for file, kind in zip(files, ("images-idx3", "labels-idx1"), strict=True):
             if file is None:
-                raise UserError(f"{spec} has no {prefix}-{kind}-ubyte or {prefix}-{kind}-ubyte.gz")
+                name = f"{prefix}-{kind}-ubyte"
+                raise UserError(f"{spec} has no {name} or {name}.gz; {nearest(name, os.listdir(folder))}")
         images, labels = (_read_idx(file) for file in files)
         if images.ndim != 3 or not images.size or labels.ndim != 1 or len(images) != len(labels):
             raise UserError(
@@ -214,11 +232,16 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_idx(file: Path) -> np.ndarray:
     """An array of unsigned bytes: two zeros, the type (8), the number of axes, each axis as a big-endian uint32."""
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        data = file.read_bytes()
+        # By what it holds: some programs unzip a file and leave its name, or zip it and do not say so.
+        data = gzip.decompress(data) if data[:2] == GZIP else data
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise UserError(f"{file} is no idx file of unsigned bytes")
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or data[3] > MOST_AXES or len(data) < 4 + 4 * data[3]:
+        raise UserError(
+            f"{file} is no idx file of unsigned bytes: it begins with {data[:4].hex(' ') or 'nothing'}, expected "
+            f"00 00 08 and the number of axes (3 for pictures, 1 for labels)"
+        )
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if len(body) != math.prod(shape):

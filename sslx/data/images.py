@@ -34,7 +34,7 @@ from sslx.data.labels import save_labels
 from sslx.data.pictures import BrokenPicture, middle, open_picture, pixels, random_crop
 from sslx.data.rows import RowOrder
 from sslx.data.sources import HIDDEN, Source
-from sslx.data.text import role_splits
+from sslx.data.text import entropy, role_splits
 from sslx.errors import UserError, choose
 
 CENTRE = 0.875
@@ -91,7 +91,10 @@ def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """``statistics``: the splits used, rows of each role, undecodable pictures, ``fingerprint`` (of all data)."""
+    """``statistics``: the splits used, rows of each role, undecodable pictures, ``fingerprint`` (of all data).
+
+    Where held-out rows have labels, their entropy in nats too, ``label_entropy``.
+    """
 
     train: ImageRows
     eval: ImageRows
@@ -215,6 +218,8 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
     if config.labels_per_class:
         parts += [config.labels_per_class, seed]
     statistics["fingerprint"] = hash_of("images", _RECIPE, *parts)
+    if rows["eval"].labels is not None:
+        statistics["label_entropy"] = entropy(np.bincount(rows["eval"].labels))
     return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
 
 
@@ -256,7 +261,7 @@ def _of_each_class(labels: np.ndarray, count: int, seed: int, source: Source) ->
             f"config.data.labels_per_class is {count}, and split {source.split!r} of {source.spec} has no labels"
         )
     if rows.min() < count:
-        name = (source.label_names or classes.astype(str))[classes[rows.argmin()]]
+        name = source.label_names[classes[rows.argmin()]]
         raise UserError(
             f"config.data.labels_per_class is {count}, and class {name!r} of split {source.split!r} of {source.spec} "
             f"has {rows.min()} pictures; expected at most that"
@@ -295,8 +300,6 @@ def _look(source: Source, config: ImageConfig, folder: Path) -> None:
             labels.append(record.get("label", HIDDEN))
         if len(broken) > config.broken_share * len(source):
             _say_broken(broken, len(source), config, source)
-    if not kept:
-        raise UserError(f"split {source.split!r} of {source.spec} has no picture that can be decoded")
     np.save(folder / "kept.npy", np.array(kept, np.int64))
     np.save(folder / "labels.npy", np.array(labels, np.int32))
     (folder / "undecodable.json").write_text(json.dumps(broken) + "\n", encoding="utf8")

@@ -135,7 +135,10 @@ def _as(picture: Image.Image, channels: int) -> Image.Image:
     if picture.mode == "F":
         raise BrokenPicture("its pixels are floating-point numbers, which do not say what is white")
     if picture.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+        array, clear = np.asarray(picture), picture.info.get("transparency")
+        picture = Image.fromarray(np.where(array == clear, np.uint8(255), _eight_bits(array)))
+    if picture.mode == "LAB":  # which convert() makes RGB and not grey
+        picture = picture.convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sslx.augment.colour import gaussian_blur, grey, solarise
 from sslx.augment.crop import resized
 from sslx.augment.policy import NONE, AugmentConfig, Views, augment, crop_views
 from sslx.config import build, to_config_dict
@@ -57,6 +58,25 @@ def test_a_rows_view_is_its_own_alone_in_any_order_and_on_any_devices(channels):
     on_eight = make(jax.device_put(images, spread), jax.device_put(rows, spread))
     assert len(on_eight.sharding.device_set) == 8
     np.testing.assert_allclose(on_eight, views, atol=1e-5)
+
+
+def test_no_product_is_left_to_the_rounding_of_accelerators():
+    # Of their own accord they round to 8 or 11 bits what goes into a product: pixels, and where they are taken from.
+    lowered = viewed(EVERYTHING, 12).lower(pictures(3), np.arange(ROWS)).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+    assert products
+    assert [line.strip() for line in products if "HIGHEST" not in line] == []
+
+
+def test_what_a_view_is_made_of_comes_in_the_order_of_the_config():
+    images = pictures(3, 16)
+    config = AugmentConfig(crop_area=(1.0, 1.0), flip=1.0, grey=1.0, blur=1.0, blur_sigma=(1.0, 1.0), solarise=1.0)
+
+    def by_hand(image):
+        return solarise(gaussian_blur(grey(image[:, ::-1] / jnp.float32(255)), 1.0, 1))
+
+    views = viewed(config)(images, np.arange(ROWS))
+    np.testing.assert_allclose(views, jax.jit(jax.vmap(by_hand))(images), atol=1e-6)
 
 
 def test_another_row_or_step_has_another_view():

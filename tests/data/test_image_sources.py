@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
 import shutil
 import struct
 
@@ -14,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tfds_folders import write_tfds
 
+from sslx.data import files
 from sslx.data.image_sources import open_images
 from sslx.data.pictures import open_picture, pixels
 from sslx.errors import UserError
@@ -46,7 +49,7 @@ def labels(source):
 
 
 def test_a_folder_of_pictures_of_any_kind_and_depth(opened, tmp_path):
-    for place, name in enumerate(("a.png", "b.bmp", "deep/c.PNG", "deep/er/d.webp")):
+    for place, name in enumerate(("a.png", "b.bmp", "deep/c.PNG", "deep/er/d.webp", "e.ppm")):
         options = {"lossless": True} if name.endswith("webp") else {}
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 4), (place, 0, 0)).save(tmp_path / "in" / name, **options)
@@ -54,9 +57,25 @@ def test_a_folder_of_pictures_of_any_kind_and_depth(opened, tmp_path):
     collection = opened("images:{}/in/**/*")
     assert collection.label_names is None
     source = collection.slice("train")
-    assert colours(source) == [0, 1, 2, 3]
-    assert labels(source) == [None] * 4
+    assert colours(source) == [0, 1, 2, 3, 4]
+    assert labels(source) == [None] * 5
     assert source[2]["name"] == str(tmp_path / "in" / "deep" / "c.PNG")
+
+
+def test_links_are_followed_and_never_in_a_circle(opened, tmp_path):
+    paint(tmp_path / "in" / "cat" / "1.png", 1)
+    paint(tmp_path / "in" / ".hidden" / "2.png", 2)
+    paint(tmp_path / "in" / "cat" / ".3.png", 3)
+    paint(tmp_path / "elsewhere" / "4.png", 4)
+    (tmp_path / "in" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "cat" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "cat" / "5.png").symlink_to("nothing")
+    collection = opened("images:{}/in")
+    source = collection.slice("train")
+    assert collection.label_names == ("cat", "dog")
+    assert dict(zip(colours(source), labels(source), strict=True)) == {1: 0, 4: 1}
+    assert len(source) == 2
 
 
 def test_folders_are_classes_by_sorted_name_and_in_each_split_the_same(opened, tmp_path):
@@ -73,6 +92,22 @@ def test_folders_are_classes_by_sorted_name_and_in_each_split_the_same(opened, t
         for s in [collection.slice(split)]
     }
     assert found == {"train": {0: 2, 1: 0, 2: 1}, "validation": {100: 2, 102: 1}, "test": {200: 2, 201: 0, 202: 1}}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("training", "testing"), ["train", "test"]),
+        (("Train", "dev"), ["train", "validation"]),
+        (("train", "valid", "test"), ["train", "validation", "test"]),
+    ],
+)
+def test_splits_have_the_names_that_datasets_give_them(opened, tmp_path, folders, splits):
+    for folder in folders:
+        paint(tmp_path / "in" / folder / "cat" / "1.png", 1)
+    collection = opened("images:{}/in")
+    assert sorted(collection.splits) == sorted(splits)
+    assert collection.label_names == ("cat",)
 
 
 def test_a_split_may_be_without_classes_as_the_tests_of_contests_are(opened, tmp_path):
@@ -109,6 +144,32 @@ def test_files_that_lie_where_they_should_not(opened, tmp_path):
         opened("images:{}/none")
     with pytest.raises(UserError, match=r"no file matches .*/splt; .* did you mean 'split'"):
         opened("images:{}/splt")
+
+
+def test_names_from_before_utf8_can_be_printed(opened, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/in/caf\xe9"
+    os.makedirs(folder)
+    paint(tmp_path / "1.png", 7)
+    os.rename(tmp_path / "1.png", folder + b"/\xff.png")
+    collection = opened("images:{}/in")
+    assert collection.label_names == (r"caf\xe9",)
+    source = collection.slice("train")
+    assert colours(source) == [7]
+    assert source[0]["name"] == rf"{tmp_path}/in/caf\xe9/\xff.png"
+
+
+def test_a_picture_that_cannot_be_read_is_named(opened, tmp_path, monkeypatch):
+    for name in ("in/cat/1.png", "in/cat/2.png"):
+        paint(tmp_path / name, 1)
+
+    def refused(file, mode="r", **options):
+        if str(file).endswith("2.png"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+        return open(file, mode, **options)
+
+    monkeypatch.setattr(files, "open", refused, raising=False)  # whoever runs this may be allowed everything
+    with pytest.raises(UserError, match=r"^cannot read .*/in/cat/2.png: Permission denied$"):
+        opened("images:{}/in")
 
 
 def test_a_fingerprint_follows_pixels_classes_and_slice(opened, tmp_path):
@@ -155,8 +216,19 @@ def test_mnists_format_plain_and_zipped(opened, tmp_path, zipped):
         assert [row["label"] for row in rows] == CLASSES[where].tolist()
     assert len(collection.slice("train[:50%]")) == 10
     (tmp_path / "in" / ("t10k-labels-idx1-ubyte" + (".gz" if zipped else ""))).unlink()
-    with pytest.raises(UserError, match=r"has no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz"):
+    near = r"has no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz; did you mean 't(10k|rain)-"
+    with pytest.raises(UserError, match=near):
         opened("idx:{}/in")
+
+
+def test_whether_mnists_format_is_zipped_is_seen_from_the_bytes(opened, tmp_path):
+    write_idx(tmp_path / "in", zipped=True)
+    file = tmp_path / "in" / "train-images-idx3-ubyte.gz"
+    (tmp_path / "in" / "train-labels-idx1-ubyte.gz").rename(tmp_path / "in" / "train-labels-idx1-ubyte")
+    file.write_bytes(gzip.decompress(file.read_bytes()))
+    rows = opened("idx:{}/in").slice("train").__getitems__(range(20))
+    np.testing.assert_array_equal(np.stack([row["image"] for row in rows]), DRAWN[:20, ..., None])
+    assert [row["label"] for row in rows] == CLASSES[:20].tolist()
 
 
 def test_mnists_format_may_have_no_test_set(opened, tmp_path):
@@ -167,8 +239,13 @@ def test_mnists_format_may_have_no_test_set(opened, tmp_path):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ((b"", CLASSES), "train-images-idx3-ubyte is no idx file"),
-        ((b"\x89PNG" + bytes(40), CLASSES), "train-images-idx3-ubyte is no idx file"),
+        ((b"", CLASSES), "train-images-idx3-ubyte is no idx file of unsigned bytes: it begins with nothing, expected"),
+        (
+            (b"\x89PNG" + bytes(40), CLASSES),
+            "no idx file of unsigned bytes: it begins with 89 50 4e 47, expected 00 00",
+        ),
+        ((idx(DRAWN).replace(b"\x08", b"\x0d", 1), CLASSES), "is no idx file .* begins with 00 00 0d 03"),  # floats
+        ((b"\0\0\x08\x64" + bytes(400), CLASSES), "begins with 00 00 08 64"),  # a hundred axes
         ((idx(DRAWN)[:-1], CLASSES), r"train-images-idx3-ubyte should hold 750 bytes for \[25, 6, 5\] and holds 749"),
         ((idx(DRAWN) + b"1", CLASSES), "should hold 750 bytes"),
         ((idx(DRAWN)[:9], CLASSES), "train-images-idx3-ubyte is no idx file"),
@@ -197,9 +274,10 @@ def test_damaged_zipped_files(opened, tmp_path, where):
         opened("idx:{}/in")
 
 
-def test_no_folder_of_mnists_format(opened):
-    with pytest.raises(UserError, match=r"idx:.*: no folder"):
-        opened("idx:{}/in")
+def test_no_folder_of_mnists_format(opened, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(UserError, match=r"idx:.*: no folder .*mnits; did you mean 'mnist'"):
+        opened("idx:{}/mnits")
 
 
 def test_digits_are_scikit_learns_divided_once_and_for_all(opened):

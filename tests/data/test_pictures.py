@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -100,6 +102,9 @@ def test_sixteen_bits_become_eight_even_where_all_is_dark():
     np.testing.assert_array_equal(read(encoded(Image.fromarray(values), "TIFF"), 1)[..., 0], expected)
     np.testing.assert_array_equal(read(values, 1)[..., 0], expected)
     np.testing.assert_array_equal(read(np.dstack([values] * 3)), np.dstack([expected] * 3))
+    clear = encoded(Image.fromarray(values), "PNG", transparency=int(values[3, 4]))  # white paper, as with eight
+    assert np.argwhere(read(clear, 1)[..., 0] != expected).tolist() == [[3, 4]]
+    assert read(clear, 1)[3, 4, 0] == 255
     dark = np.full((5, 5), 200, np.uint16)  # nearly black, and no 200 of 255
     assert read(encoded(Image.fromarray(dark), "PNG"), 1).max() == 1
 
@@ -115,6 +120,12 @@ def test_ink_of_four_colours():
     data = encoded(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=98, subsampling=0)
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
     assert np.abs(read(data).astype(int) - RGB).max() <= 8
+
+
+def test_lightness_and_two_opponent_colours_become_grey_too():
+    data = encoded(Image.fromarray(RGB, "LAB"), "TIFF")
+    assert Image.open(io.BytesIO(data)).mode == "LAB"
+    np.testing.assert_allclose(read(data, 1)[..., 0], luma(read(data, 3)), atol=1)
 
 
 # What EXIF says of the first row and column, and how the picture is to be turned.
@@ -177,7 +188,6 @@ def test_random_crops_have_the_area_the_aspect_and_the_place_drawn():
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:200, :300]
     picture = Image.fromarray(np.dstack([x * 255 / 299, y * 255 / 199, x * 0]).round().astype(np.uint8))
-    shares, ratios = [], []
     for _ in range(200):
         u = draw.random(4)
         found = pixels(random_crop(picture, 64, u, (0.2, 0.6), (3 / 4, 4 / 3))).astype(float)
@@ -190,10 +200,6 @@ def test_random_crops_have_the_area_the_aspect_and_the_place_drawn():
         assert (wide, high) == pytest.approx((min(300, expected[0]), min(200, expected[1])), abs=4)
         assert left - wide / 128 == pytest.approx((300 - min(300, expected[0])) * u[2], abs=3)
         assert top - high / 128 == pytest.approx((200 - min(200, expected[1])) * u[3], abs=3)
-        shares.append(share)
-        ratios.append(ratio)
-    assert (min(shares), max(shares)) == pytest.approx((0.2, 0.6), abs=0.02)
-    assert (min(ratios), max(ratios)) == pytest.approx((3 / 4, 4 / 3), abs=0.02)
 
 
 def test_a_large_jpeg_is_decoded_smaller_where_that_is_enough():
@@ -205,11 +211,18 @@ def test_a_large_jpeg_is_decoded_smaller_where_that_is_enough():
     assert np.abs(pixels(small).astype(int) - pixels(full)).max() <= 4
 
 
+def png_header(width, height):
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
 DAMAGED = {
     "empty.jpg": b"",
     "text.jpg": b"<html>404</html>",
     "zeros.png": bytes(1000),
     "header.png": encoded(Image.fromarray(RGB), "PNG")[:8],
+    # So many pixels in so few bytes that reading them would take all memory.
+    "bomb.png": png_header(40_000, 40_000) + bytes(100),
     "floats.tiff": encoded(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "TIFF"),
 } | {
     f"cut-{kind}-{share}": (lambda whole, share=share: whole[: int(len(whole) * share)])(
