@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sslx.data.pictures import DRAWS, random_part
+
 Bounds = tuple[float, float]
 
 
@@ -28,8 +30,7 @@ def random_resized_crop(
       keys: One a row.
       size: Height and width of the result.
       area: Least and largest share of the picture's area.
-      aspect: Least and largest width over height, even in its logarithm. A part that would be wider or higher than the
-        picture is cut to it.
+      aspect: Least and largest width over height, even in its logarithm.
     """
     return jax.vmap(lambda image, key: resized(image, random_box(key, image.shape[:2], area, aspect), size))(
         images, keys
@@ -46,12 +47,7 @@ def whole(images: Float[Array, "batch height width channels"], size: int) -> Flo
 
 def random_box(key: PRNGKeyArray, shape: tuple[int, int], area: Bounds, aspect: Bounds) -> Float[Array, " 4"]:
     """``left, top, width, height`` of a random part of a picture of ``shape`` (height, width), in pixels."""
-    height, width = shape
-    share, ratio, across, down = jax.random.uniform(key, (4,))
-    pixels = (area[0] + (area[1] - area[0]) * share) * (height * width)
-    ratio = jnp.exp(jnp.log(aspect[0]) + (jnp.log(aspect[1]) - jnp.log(aspect[0])) * ratio)
-    wide, high = jnp.minimum(jnp.sqrt(pixels * ratio), width), jnp.minimum(jnp.sqrt(pixels / ratio), height)
-    return jnp.stack([(width - wide) * across, (height - high) * down, wide, high])
+    return random_part(jax.random.uniform(key, (DRAWS,)), shape, area, aspect, jnp)
 
 
 def resized(

@@ -31,7 +31,7 @@ from jaxtyping import Int64
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.image_sources import open_images
 from sslx.data.labels import save_labels
-from sslx.data.pictures import BrokenPicture, middle, open_picture, pixels, random_crop
+from sslx.data.pictures import DRAWS, BrokenPicture, middle, open_picture, pixels, random_crop
 from sslx.data.rows import RowOrder
 from sslx.data.sources import HIDDEN, Source
 from sslx.data.text import entropy, role_splits
@@ -186,7 +186,7 @@ class DecodedRows(ImageRows):
             if draws is None:
                 return pixels(middle(picture, config.image_size, CENTRE))
             # Raw bits: NumPy keeps its bit streams from version to version.
-            uniform = (np.random.Philox(draws[place]).random_raw(4) >> 11) * 2.0**-53
+            uniform = (np.random.Philox(draws[place]).random_raw(DRAWS) >> 11) * 2.0**-53
             return pixels(random_crop(picture, config.image_size, uniform, config.crop_area, config.crop_aspect))
 
         return np.stack(list(_pool().map(one, range(len(ids)))))

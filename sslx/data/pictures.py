@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from types import ModuleType
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sslx.errors import first_line
@@ -21,6 +22,8 @@ Image.MAX_IMAGE_PIXELS = 300_000_000
 # On odd metadata, once for each of millions of files. For good, as what is ignored for a while is so in all threads.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 _ORIENTATION = 0x0112  # of EXIF
+TRIES = 10  # at a random part that the picture has room for
+DRAWS = 2 + 2 * TRIES  # numbers that decide one
 
 
 class BrokenPicture(ValueError):
@@ -87,28 +90,49 @@ def middle(picture: Image.Image, size: int, share: float = 1.0) -> Image.Image:
 def random_crop(
     picture: Image.Image,
     size: int,
-    uniform: Float[np.ndarray, " 4"],
+    uniform: Float[np.ndarray, f" {DRAWS}"],
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Image.Image:
-    """A random part as ``size`` by ``size`` pixels (Inception's crop, arXiv 1409.4842).
+    """A `random_part` as ``size`` by ``size`` pixels."""
+    left, top, wide, high = random_part(uniform, picture.size[::-1], area, aspect, np).tolist()
+    box = (left, top, min(left + wide, picture.width), min(top + high, picture.height))
+    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def random_part(
+    uniform: Float[Array, f" {DRAWS}"],
+    shape: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    xp: ModuleType,
+) -> Float[Array, " 4"]:
+    """Where a random part lies: ``left, top, wide, high`` in pixels (Inception's crop, arXiv 1409.4842).
+
+    As torchvision has it, the first of ten parts that the picture has room for; a part that is too wide or too high
+    must not be cut instead, or whole pictures would be far more frequent. If there is room for none, the largest
+    middle part whose aspect ratio is allowed.
 
     Args:
-      picture: What to cut from.
-      size: Of the result.
-      uniform: Numbers in [0, 1): for the area, the aspect ratio, and where it lies from left and top.
+      uniform: Numbers in [0, 1): where the part lies from left and top, then ten of areas and ten of aspect ratios.
+      shape: Height and width of the picture.
       area: The least and largest share of the picture's area.
-      aspect: The least and largest width over height, drawn evenly in its logarithm. A part that would be wider or
-        higher than the picture is cut to it.
+      aspect: The least and largest width over height, drawn evenly in its logarithm.
+      xp: numpy, or jax.numpy.
     """
-    width, height = picture.size
-    share = area[0] + (area[1] - area[0]) * uniform[0]
-    ratio = np.exp(np.log(aspect[0]) + (np.log(aspect[1]) - np.log(aspect[0])) * uniform[1])
-    wide = min(width, (share * width * height * ratio) ** 0.5)
-    high = min(height, (share * width * height / ratio) ** 0.5)
-    left, top = (width - wide) * uniform[2], (height - high) * uniform[3]
-    box = (left, top, left + wide, top + high)
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    height, width = shape
+    share = area[0] + (area[1] - area[0]) * uniform[2 : 2 + TRIES]
+    low, high = np.log(aspect[0]), np.log(aspect[1])
+    ratio = xp.exp(low + (high - low) * uniform[2 + TRIES :])
+    wides, highs = xp.sqrt(share * height * width * ratio), xp.sqrt(share * height * width / ratio)
+    fits = (wides <= width) & (highs <= height)
+    first = xp.argmax(fits)
+    middle_ratio = min(max(width / height, aspect[0]), aspect[1])
+    largest = min(width, height * middle_ratio), min(height, width / middle_ratio)
+    wide = xp.where(fits[first], wides[first], largest[0])
+    high = xp.where(fits[first], highs[first], largest[1])
+    across, down = xp.where(fits[first], uniform[:2], 0.5)
+    return xp.stack([(width - wide) * across, (height - high) * down, wide, high])
 
 
 def _upright(picture: Image.Image) -> Image.Image:

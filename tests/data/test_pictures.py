@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import subprocess
 import sys
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sslx.data.pictures import BrokenPicture, middle, open_picture, pixels, random_crop
+from sslx.data.pictures import DRAWS, BrokenPicture, middle, open_picture, pixels, random_crop, random_part
 
 
 def smooth(height, width, channels=3):
@@ -165,7 +167,7 @@ def test_a_note_of_the_camera_that_cannot_be_read_is_none():
 def test_every_shape_can_be_cut(height, width):
     picture = open_picture(encoded(Image.fromarray(smooth(height, width)), "PNG"), 3)
     assert pixels(middle(picture, 8)).shape == (8, 8, 3)
-    for draws in ([0, 0, 0, 0], [1 - 2**-53] * 4, [0.5, 0.1, 1 - 2**-53, 0]):
+    for draws in ([0.0] * DRAWS, [1 - 2**-53] * DRAWS, np.linspace(0, 1 - 2**-53, DRAWS)):
         for area in ((0.01, 0.02), (1.0, 1.0)):
             assert pixels(random_crop(picture, 8, np.array(draws), area, (1 / 3, 3.0))).shape == (8, 8, 3)
 
@@ -184,22 +186,54 @@ def test_the_middle_is_what_pillow_makes_of_it():
     assert np.abs(pixels(share).astype(int) - np.asarray(expected)).max() <= 12  # blocks are averaged first, of noise
 
 
-def test_random_crops_have_the_area_the_aspect_and_the_place_drawn():
+def torchvisions_part(u, width, height, area, aspect):
+    """left, top, wide, high by the loop of torchvision's RandomResizedCrop, without its rounding to whole pixels."""
+    for k in range(10):
+        pixels = width * height * (area[0] + (area[1] - area[0]) * u[2 + k])
+        ratio = math.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * u[12 + k])
+        wide, high = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
+        if wide <= width and high <= height:
+            return (width - wide) * u[0], (height - high) * u[1], wide, high
+    if width / height < aspect[0]:
+        wide, high = width, width / aspect[0]
+    elif width / height > aspect[1]:
+        wide, high = height * aspect[1], height
+    else:
+        wide, high = width, height
+    return (width - wide) / 2, (height - high) / 2, wide, high
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize(
+    ("shape", "area", "aspect"),
+    [
+        ((40, 60), (0.2, 0.5), (3 / 4, 4 / 3)),  # there is always room
+        ((32, 32), (0.2, 1.0), (3 / 4, 4 / 3)),
+        ((10, 50), (0.9, 1.0), (0.5, 1.0)),  # never
+        ((50, 10), (0.9, 1.0), (0.5, 1.0)),
+        ((20, 18), (1.0, 1.0), (0.5, 2.0)),
+    ],
+)
+def test_random_parts_are_torchvisions(shape, area, aspect, xp):
+    draw = np.random.default_rng(0)
+    for u in draw.random((100, DRAWS)):
+        u = np.float32(u)
+        expected = torchvisions_part(u.tolist(), *shape[::-1], area, aspect)
+        np.testing.assert_allclose(random_part(xp.asarray(u), shape, area, aspect, xp), expected, atol=1e-3)
+
+
+def test_random_crops_are_the_random_parts():
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:200, :300]
     picture = Image.fromarray(np.dstack([x * 255 / 299, y * 255 / 199, x * 0]).round().astype(np.uint8))
-    for _ in range(200):
-        u = draw.random(4)
+    for u in draw.random((200, DRAWS)):
         found = pixels(random_crop(picture, 64, u, (0.2, 0.6), (3 / 4, 4 / 3))).astype(float)
         # Ramps tell from where to where the part went: its outermost pixels are half of one of the 64 inside it.
         right, left = (found[32, place, 0] * 299 / 255 for place in (-1, 0))
         bottom, top = (found[place, 32, 1] * 199 / 255 for place in (-1, 0))
         wide, high = (right - left) * 64 / 63, (bottom - top) * 64 / 63
-        share, ratio = 0.2 + 0.4 * u[0], np.exp(np.log(3 / 4) + np.log(16 / 9) * u[1])
-        expected = np.sqrt(share * 60000 * ratio), np.sqrt(share * 60000 / ratio)
-        assert (wide, high) == pytest.approx((min(300, expected[0]), min(200, expected[1])), abs=4)
-        assert left - wide / 128 == pytest.approx((300 - min(300, expected[0])) * u[2], abs=3)
-        assert top - high / 128 == pytest.approx((200 - min(200, expected[1])) * u[3], abs=3)
+        expected = torchvisions_part(u, 300, 200, (0.2, 0.6), (3 / 4, 4 / 3))
+        assert (left - wide / 128, top - high / 128, wide, high) == pytest.approx(expected, abs=4)
 
 
 def test_a_large_jpeg_is_decoded_smaller_where_that_is_enough():
