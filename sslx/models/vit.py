@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
 from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init
-from sslx.models.pixels import patchify, take_patches, unit
+from sslx.models.pixels import check_pixels, normalised, patchify, take_patches
 from sslx.models.transformer import MLP, Transformer, TransformerConfig
 
 # Published sizes (the paper's table 1; tiny and small are DeiT's, arXiv 2012.12877); mlp_width is 4 * width.
@@ -79,13 +79,7 @@ class VitConfig(TransformerConfig):
         choose(self.init, ("truncated_normal", "xavier"), "config.model.init")
         if self.pool == "class" and not self.class_token:
             raise UserError("config.model.pool is 'class' without config.model.class_token; expected mean or attention")
-        for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise UserError(
-                    f"config.model.{name} has {len(getattr(self, name))} values for {self.channels} channels"
-                )
-        if not min(self.pixel_std) > 0:
-            raise UserError(f"config.model.pixel_std is {self.pixel_std}; expected more than 0")
+        check_pixels(self.channels, self.pixel_mean, self.pixel_std)
 
     @property
     def kernel_init(self) -> Initializer:
@@ -127,8 +121,7 @@ class VitConfig(TransformerConfig):
 
     def normalised(self, image: Any) -> Float[Array, "batch height width channels"]:
         """Pixels as the patch embedding takes them, float32."""
-        mean, std = (jnp.array(values, jnp.float32) for values in (self.pixel_mean, self.pixel_std))
-        return (unit(image) - mean) / std
+        return normalised(image, self.pixel_mean, self.pixel_std)
 
     def pixels(self, patches: Float[Array, "batch some values"]) -> Float[Array, "batch some values"]:
         """Pixels in [0, 1] of patches that are `normalised`."""
