@@ -81,6 +81,10 @@ class ConvnextConfig:
         """The Linen module of the encoder."""
         return Convnext(self)
 
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        return self.flops_per_image()
+
     def flops_per_image(self) -> float:
         """Forward FLOPs of one image."""
         side = self.image_size // self.stem

@@ -74,6 +74,10 @@ class ResnetConfig:
         """The Linen module of the encoder."""
         return Resnet(self)
 
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        return self.flops_per_image()
+
     def flops_per_image(self) -> float:
         """Forward FLOPs of the convolutions on one image."""
         side = self.image_size

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
-from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init
+from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init, look_up
 from sslx.models.pixels import check_pixels, normalised, patchify, take_patches
 from sslx.models.transformer import MLP, Transformer, TransformerConfig
 
@@ -129,9 +129,16 @@ class VitConfig(TransformerConfig):
         return (patches.reshape(*patches.shape[:-1], -1, self.channels) * std + mean).reshape(patches.shape)
 
     def flops_per_image(self, visible: int | None = None) -> float:
-        """Forward FLOPs of one image, with all patches or so many of them."""
+        """Forward FLOPs of one image's states, with all patches or so many of them."""
         patches = self.patches if visible is None else visible
         return 2 * patches * self.patch_values * self.width + self.flops_per_row(self.front + patches)
+
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        if self.pool != "attention":
+            return self.flops_per_image()
+        mlp = (6 if self.glu else 4) * self.width * self.mlp_width
+        return self.flops_per_image() + 4 * (self.patches + 1) * self.width**2 + 4 * self.patches * self.width + mlp
 
 
 @functools.cache
@@ -183,7 +190,9 @@ class VitEncoder(nn.Module):
         """
         config = self.config
         dtype = config.compute_dtype
-        x = self.patches(patchify(config.normalised(batch["image"]), config.patch_size))
+        seen = lambda table: table if visible is None else look_up(table, None, visible)  # noqa: E731
+        x = patchify(config.normalised(batch["image"]), config.patch_size)
+        x = self.patches(x if visible is None else take_patches(x, visible))
         if hidden is not None:
             which, token = hidden
             covered = jnp.zeros(x.shape[:2], bool).at[jnp.arange(len(x))[:, None], which].set(True)
@@ -192,16 +201,14 @@ class VitEncoder(nn.Module):
         if config.class_token:
             front.append(self.class_token)
         if config.positions == "learned":
-            place = self.position[int(config.class_token) :]
             if front:
                 front[0] = front[0] + self.position[:1]
-            x = x + place.astype(dtype)
+            x = x + seen(self.position[int(config.class_token) :]).astype(dtype)
         elif config.positions == "sincos":
-            x = x + jnp.asarray(sincos_table(config.grid, config.width), dtype)
+            x = x + seen(jnp.asarray(sincos_table(config.grid, config.width), dtype))
         if config.registers:
             front.append(self.register_tokens)
         positions = self.positions(x.shape[0], visible)
-        x = x if visible is None else take_patches(x, visible)
         if front:
             tokens = jnp.concatenate(front).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)

@@ -121,7 +121,7 @@ class ContextTask(ImagePretext):
 
     def head_flops(self, rows: int) -> float:
         """Forward FLOPs of what stands on the features."""
-        return 0.0
+        raise NotImplementedError
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
@@ -148,4 +148,4 @@ class ContextTask(ImagePretext):
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows = batch_shapes["image"][0]
-        return 3.0 * (rows * self.encoded * self.model.flops_per_image() + self.head_flops(rows))
+        return 3.0 * (rows * self.encoded * self.model.features_flops() + self.head_flops(rows))
