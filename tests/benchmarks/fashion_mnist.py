@@ -33,7 +33,7 @@ from sslx.entry import load_config
 from sslx.inference.loading import load_run
 from sslx.probing.images import ImageProbeConfig
 from sslx.session import run_config
-from sslx.train.initialise import objective_class
+from sslx.train.initialise import from_scratch, objective_class
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MIRRORED = {"pretext.augment.flip": 0.5}
@@ -126,6 +126,8 @@ def tuned(
     changes |= {"data.labels_per_class": 100, "data.test_split": "test", "task.augment.flip": 0.5}
     changes |= {f"data.{split}": part for split, part in SPLITS.items()}
     changes |= {"init": init, "seed": seed, "steps": 400, "batch_size": 64}
+    if from_scratch(init):
+        changes["optimizer.layer_decay"] = 1.0  # lower rates protect what was pretrained, and here nothing was
     finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir))
     return json.loads((workdir / "report.json").read_text(encoding="utf8"))["test/accuracy"]
 
