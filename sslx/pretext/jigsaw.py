@@ -31,7 +31,7 @@ class JigsawConfig:
 
     name: str = "jigsaw"
     permutations: int = 1000
-    piece_share: float = 0.85  # side of a piece as a share of its ninth of the picture
+    piece_share: float = 0.85  # side of a piece as a share of its ninth: theirs are 64 pixels of 75
     head_width: int = 256
     augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(grey=0.3))
 

@@ -170,6 +170,13 @@ def test_batch_norm_and_micro_batches_exclude_each_other():
     make_train_step(ROTATION, None, None, seed=0, micro_batches=2)
 
 
+def test_gaps_are_those_of_the_papers():
+    # Pieces lie anywhere in their ninths, so that on average what they leave free is between them.
+    gap = lambda config: (1 - config.piece_share) / config.piece_share  # noqa: E731
+    assert gap(RelativePatchConfig()) == pytest.approx(48 / 96, abs=0.01)
+    assert gap(JigsawConfig()) == pytest.approx(11 / 64, abs=0.01)
+
+
 @ALL
 def test_pictures_of_what_is_seen(objective):
     batch = rows_of(objective, 3)
