@@ -66,7 +66,8 @@ def test_a_run_learns_and_a_probe_of_it_leaves_its_encoder_bit_equal(name, run_o
     if RUNS[name].get("eval__examples"):
         assert list((folder / "pictures").glob("*.png"))
     size = {key: value for key, value in RUNS[name].items() if key == "data__image_size"}
-    probed = classifier(folder, tmp_path / "probe", "linear", steps=30, optimizer__weight_decay=0.1, **size)
+    settings = dict(steps=30, optimizer__learning_rate=0.02, optimizer__weight_decay=0.1, **size)
+    probed = classifier(folder, tmp_path / "probe", "linear", **settings)
     before, after = (read_variables(of)["params"]["encoder"] for of in (folder, tmp_path / "probe"))
     same(after, before)
     assert probed.trained.metrics["eval/accuracy"] > 0.2  # a guess reaches 0.1
