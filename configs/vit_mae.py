@@ -70,6 +70,7 @@ def published(size: str, source: str) -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 40 * IMAGENET_IMAGES // config.batch_size
     config.optimizer.schedule = "cosine"
+    config.optimizer.clip_norm = None  # theirs clips nothing
     config.eval.every_steps = 5000
     config.checkpoint.every_steps = 2000
     config.log.every_steps = 50

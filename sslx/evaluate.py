@@ -3,9 +3,9 @@
 Features of labelled rows (`Objective.encode`) go through a linear probe, nearest neighbours, and classifiers that have
 seen 1, 5 or 10 labels of each class. In the same table are honest baselines: the same architecture with random
 parameters and, where the config asks for it, trained on the labels for as many steps; raw pixels of pictures, TF-IDF of
-texts. The table is printed, and written
-with a picture to RUN/evaluate/NAME/. An evaluation with another config or of another checkpoint that finds this folder
-taken goes to NAME_2, NAME_3 and so on, so that nothing is lost; the same evaluation again replaces its own.
+texts. The table is printed, and written with a picture to RUN/evaluate/NAME/. An evaluation with another config or of
+another checkpoint that finds this folder taken goes to NAME_2, NAME_3 and so on, so that nothing is lost; the same
+evaluation again replaces its own.
 
   --run=FOLDER            the run
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
@@ -26,7 +26,7 @@ from absl import flags
 from etils.epath import Path
 
 from sslx import entry, finetune
-from sslx.config import build, load_class
+from sslx.config import OptimizerConfig, build, load_class
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun, load_run
 from sslx.probing import PROBES
@@ -39,6 +39,7 @@ from sslx.probing.probe import SPLITS, Probe, ProbeConfig, result
 from sslx.runtime import configure, display
 from sslx.storage import write_figure, write_text
 from sslx.train.console import Console
+from sslx.train.initialise import CODEBOOK
 from sslx.train.sharding import unbox
 
 
@@ -109,14 +110,21 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
 
 def _features(run: LoadedRun, config: ProbeConfig, rows: Mapping[str, Any], variables: Any) -> dict[str, Labelled]:
     encoder = Encoder(run.objective, config.batch_size)
-    frozen = run.objective.encoder(variables["params"], variables["state"])
+    frozen, trained = (run.objective.encoder(of["params"], of["state"]) for of in (variables, run.variables))
+    if CODEBOOK in trained["params"]:  # which no training has made, so that random encoders have it too
+        frozen = {**frozen, "params": {**frozen["params"], CODEBOOK: trained["params"][CODEBOOK]}}
     return {split: encoder(frozen, of) for split, of in rows.items()}
 
 
 def _supervised(config: ProbeConfig, folder: Path, run: LoadedRun, workdir: Path) -> LoadedRun:
-    """The same architecture trained on the labels alone, for as many steps as the run was; resumed if it was begun."""
-    written = {**config.supervised, "init": f"scratch:{folder}", "steps": run.step, "seed": config.seed}
+    """The same architecture trained on the labels alone, for as many steps of as many rows; resumed if it was begun."""
+    equal = {"steps": run.step, "batch_size": run.written["batch_size"], "seed": config.seed}
+    written = {**config.supervised, "init": f"scratch:{folder}", **equal}
     written["data"] = dataclasses.asdict(config.data)
+    optimizer = written.get("optimizer", {})
+    warmup = optimizer.get("warmup_steps", OptimizerConfig.warmup_steps)
+    # As for the run, so for its baseline: a run that was stopped early is compared with one that warms up in time.
+    written["optimizer"] = {**optimizer, "warmup_steps": min(warmup, run.step // 10)}
     finetune.main(ml_collections.ConfigDict(written), workdir)
     return load_run(workdir)
 

@@ -24,7 +24,7 @@ from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, progress, together
-from sslx.train.initialise import from_scratch, load_encoder, load_statistics, objective_class
+from sslx.train.initialise import from_scratch, load_codebook, load_encoder, load_statistics, objective_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.optimizer import check_optimizer, make_schedule
@@ -82,6 +82,9 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
             notes += unused
             statistics = load_statistics(trainer.program.abstract.state, Path(config.init))
             start = lambda: trainer.program.started_from(params, statistics)  # noqa: E731
+        elif part == "task" and not resumes:
+            colours = load_codebook(trainer.program.abstract.params, config.init)
+            start = (lambda: trainer.program.started_from(colours)) if colours else None
     _check_same(written, resumes, data.statistics)
     console = Console()
     with contextlib.ExitStack() as stack:

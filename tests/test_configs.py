@@ -91,6 +91,24 @@ def test_mae_of_every_size_has_its_published_parameters(size, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(boxed)) == parameters - fixed
 
 
+@pytest.mark.parametrize(
+    ("file", "rate", "warmup", "epochs", "clip", "beta2"),
+    [
+        # facebookresearch/mae: PRETRAIN.md and main_pretrain.py.
+        ("vit_mae.py", 1.5e-4 * 4096 / 256, 40, 800, None, 0.95),
+        # microsoft/SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml and config.py.
+        ("vit_simmim.py", 1e-4 * 2048 / 512, 10, 800, 5.0, 0.999),
+    ],
+)
+def test_published_recipes_are_those_of_their_authors(file, rate, warmup, epochs, clip, beta2):
+    config = run_config(load_config(CONFIGS / file, "base").to_dict(), "pretext")
+    optimizer, per_epoch = config.optimizer, 1_281_167 / config.batch_size
+    assert optimizer.learning_rate == pytest.approx(rate)
+    assert (optimizer.clip_norm, optimizer.beta1, optimizer.beta2) == (clip, 0.9, beta2)
+    assert (optimizer.schedule, optimizer.final_scale, optimizer.weight_decay) == ("cosine", 0.0, 0.05)
+    assert (optimizer.warmup_steps / per_epoch, config.steps / per_epoch) == pytest.approx((warmup, epochs), rel=1e-2)
+
+
 @pytest.mark.parametrize(("size", "millions"), {"small": 76, "medium": 455, "large": 1362}.items())
 def test_igpt_of_every_size_has_its_published_parameters(size, millions):
     leaves = jax.tree.leaves(shapes("vit_igpt.py", size))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from sslx.errors import UserError, choose
 from sslx.models.layers import Dense, Norm, bert_init, gelu
-from sslx.models.pixels import unit
+from sslx.models.pixels import check_pixels, normalised
 
 # Blocks and channels of each stage; atto to nano are timm's.
 SIZES = {
@@ -62,6 +62,9 @@ class ConvnextConfig:
                 f"config.model.image_size {self.image_size} does not divide by {down}, which config.model.stem "
                 f"{self.stem} and {len(self.depths)} stages need"
             )
+        if self.layer_scale < 0:
+            raise UserError(f"config.model.layer_scale is {self.layer_scale}; expected at least 0")
+        check_pixels(self.channels, self.pixel_mean, self.pixel_std)
         choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
 
     @property
@@ -77,6 +80,10 @@ class ConvnextConfig:
     def encoder(self) -> Convnext:
         """The Linen module of the encoder."""
         return Convnext(self)
+
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        return self.flops_per_image()
 
     def flops_per_image(self) -> float:
         """Forward FLOPs of one image."""
@@ -174,8 +181,7 @@ class Convnext(nn.Module):
 
     def _stages(self, batch: dict[str, Any], deterministic: bool) -> Float[Array, "batch h w features"]:
         config, first = self.config, 0
-        mean, std = (jnp.array(values, jnp.float32) for values in (config.pixel_mean, config.pixel_std))
-        x = ((unit(batch["image"]) - mean) / std).astype(jnp.dtype(config.dtype))
+        x = normalised(batch["image"], config.pixel_mean, config.pixel_std).astype(jnp.dtype(config.dtype))
         x = self.stem_norm(self.stem(x))
         for stage, count in enumerate(config.depths):
             if stage:

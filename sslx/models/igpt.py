@@ -72,6 +72,11 @@ class IgptConfig(GptConfig):
         """Numbers in an image's features."""
         return self.width
 
+    @property
+    def features_depth(self) -> int:
+        """How many layers features come out of."""
+        return self.features_layer or (self.layers + 1) // 2
+
     def encoder(self, vocab_size: int = 0) -> IgptEncoder:
         """The Linen module of the encoder; its vocabulary is the colours and the start."""
         return IgptEncoder(self, self.colours + 1)
@@ -79,6 +84,10 @@ class IgptConfig(GptConfig):
     def flops_per_image(self) -> float:
         """Forward FLOPs of one image's states."""
         return self.flops_per_row(self.length)
+
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features: of the layers up to the one that they are read from."""
+        return self.flops_per_image() * self.features_depth / self.layers
 
 
 def nearest_colours(
@@ -126,6 +135,6 @@ class IgptEncoder(GptEncoder):
         """
         row = self.row(self.tokens(batch["image"]))
         x = self.embeddings(row["tokens"], row["positions"], deterministic=deterministic)
-        layers = self.config.features_layer or (self.config.layers + 1) // 2
-        x = self.transformer.after(x, row["segment_ids"], row["positions"], layers, deterministic=deterministic)
+        depth, places = self.config.features_depth, (row["segment_ids"], row["positions"])
+        x = self.transformer.after(x, *places, depth, deterministic=deterministic)
         return jnp.mean(x.astype(jnp.float32), axis=1)

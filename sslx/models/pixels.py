@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
+
+from sslx.errors import UserError
 
 
 def unit(image: Array) -> Float[Array, "..."]:
     """Pixels as float32 in [0, 1]; what is no integer is taken to be that already."""
     return image.astype(jnp.float32) / 255.0 if jnp.issubdtype(image.dtype, jnp.integer) else image
+
+
+def normalised(image: Array, mean: Sequence[float], std: Sequence[float]) -> Float[Array, "..."]:
+    """Pixels, float32, less the mean of their channel and over its deviation (or one of each for all channels)."""
+    return (unit(image) - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
+
+
+def check_pixels(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses ``config.model.pixel_mean`` and ``pixel_std`` that do not fit the channels.
+
+    Raises:
+      UserError: they do not, or a deviation is not above 0.
+    """
+    for name, values in {"pixel_mean": mean, "pixel_std": std}.items():
+        if len(values) not in (1, channels):
+            raise UserError(f"config.model.{name} has {len(values)} values for {channels} channels")
+    if not min(std) > 0:
+        raise UserError(f"config.model.pixel_std is {tuple(std)}; expected more than 0")
 
 
 def patchify(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sslx.errors import UserError, choose
-from sslx.models.pixels import unit
+from sslx.models.pixels import check_pixels, normalised
 
 # Blocks of each stage, and whether they are bottlenecks. 10 is not the paper's; it is for small pictures on a CPU.
 DEPTHS = {
@@ -56,6 +56,7 @@ class ResnetConfig:
             raise UserError(f"config.model.width is {self.width}; expected at least 1")
         if not 0 <= self.momentum < 1:
             raise UserError(f"config.model.momentum is {self.momentum}; expected 0 or a share below 1")
+        check_pixels(self.channels, self.pixel_mean, self.pixel_std)
         choose(self.stem, ("imagenet", "cifar"), "config.model.stem")
         choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
 
@@ -72,6 +73,10 @@ class ResnetConfig:
     def encoder(self) -> Resnet:
         """The Linen module of the encoder."""
         return Resnet(self)
+
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        return self.flops_per_image()
 
     def flops_per_image(self) -> float:
         """Forward FLOPs of the convolutions on one image."""
@@ -162,8 +167,7 @@ class Resnet(nn.Module):
                 name=name,
             )
 
-        mean, std = (jnp.array(values, jnp.float32) for values in (config.pixel_mean, config.pixel_std))
-        x = ((unit(batch["image"]) - mean) / std).astype(dtype)
+        x = normalised(batch["image"], config.pixel_mean, config.pixel_std).astype(dtype)
         x = nn.with_logical_constraint(x, ("act_batch", None, None, None))
         if config.stem == "imagenet":
             x = nn.relu(norm("stem_norm")(conv(config.width, 7, 2, "stem")(x)))

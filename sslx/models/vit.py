@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
-from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init
-from sslx.models.pixels import patchify, take_patches, unit
+from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init, look_up
+from sslx.models.pixels import check_pixels, normalised, patchify, take_patches
 from sslx.models.transformer import MLP, Transformer, TransformerConfig
 
 # Published sizes (the paper's table 1; tiny and small are DeiT's, arXiv 2012.12877); mlp_width is 4 * width.
@@ -79,13 +79,7 @@ class VitConfig(TransformerConfig):
         choose(self.init, ("truncated_normal", "xavier"), "config.model.init")
         if self.pool == "class" and not self.class_token:
             raise UserError("config.model.pool is 'class' without config.model.class_token; expected mean or attention")
-        for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise UserError(
-                    f"config.model.{name} has {len(getattr(self, name))} values for {self.channels} channels"
-                )
-        if not min(self.pixel_std) > 0:
-            raise UserError(f"config.model.pixel_std is {self.pixel_std}; expected more than 0")
+        check_pixels(self.channels, self.pixel_mean, self.pixel_std)
 
     @property
     def kernel_init(self) -> Initializer:
@@ -127,8 +121,7 @@ class VitConfig(TransformerConfig):
 
     def normalised(self, image: Any) -> Float[Array, "batch height width channels"]:
         """Pixels as the patch embedding takes them, float32."""
-        mean, std = (jnp.array(values, jnp.float32) for values in (self.pixel_mean, self.pixel_std))
-        return (unit(image) - mean) / std
+        return normalised(image, self.pixel_mean, self.pixel_std)
 
     def pixels(self, patches: Float[Array, "batch some values"]) -> Float[Array, "batch some values"]:
         """Pixels in [0, 1] of patches that are `normalised`."""
@@ -136,9 +129,16 @@ class VitConfig(TransformerConfig):
         return (patches.reshape(*patches.shape[:-1], -1, self.channels) * std + mean).reshape(patches.shape)
 
     def flops_per_image(self, visible: int | None = None) -> float:
-        """Forward FLOPs of one image, with all patches or so many of them."""
+        """Forward FLOPs of one image's states, with all patches or so many of them."""
         patches = self.patches if visible is None else visible
         return 2 * patches * self.patch_values * self.width + self.flops_per_row(self.front + patches)
+
+    def features_flops(self) -> float:
+        """Forward FLOPs of one image's features."""
+        if self.pool != "attention":
+            return self.flops_per_image()
+        mlp = (6 if self.glu else 4) * self.width * self.mlp_width
+        return self.flops_per_image() + 4 * (self.patches + 1) * self.width**2 + 4 * self.patches * self.width + mlp
 
 
 @functools.cache
@@ -190,7 +190,9 @@ class VitEncoder(nn.Module):
         """
         config = self.config
         dtype = config.compute_dtype
-        x = self.patches(patchify(config.normalised(batch["image"]), config.patch_size))
+        seen = lambda table: table if visible is None else look_up(table, None, visible)  # noqa: E731
+        x = patchify(config.normalised(batch["image"]), config.patch_size)
+        x = self.patches(x if visible is None else take_patches(x, visible))
         if hidden is not None:
             which, token = hidden
             covered = jnp.zeros(x.shape[:2], bool).at[jnp.arange(len(x))[:, None], which].set(True)
@@ -199,16 +201,14 @@ class VitEncoder(nn.Module):
         if config.class_token:
             front.append(self.class_token)
         if config.positions == "learned":
-            place = self.position[int(config.class_token) :]
             if front:
                 front[0] = front[0] + self.position[:1]
-            x = x + place.astype(dtype)
+            x = x + seen(self.position[int(config.class_token) :]).astype(dtype)
         elif config.positions == "sincos":
-            x = x + jnp.asarray(sincos_table(config.grid, config.width), dtype)
+            x = x + seen(jnp.asarray(sincos_table(config.grid, config.width), dtype))
         if config.registers:
             front.append(self.register_tokens)
         positions = self.positions(x.shape[0], visible)
-        x = x if visible is None else take_patches(x, visible)
         if front:
             tokens = jnp.concatenate(front).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)

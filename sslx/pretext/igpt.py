@@ -31,9 +31,9 @@ from sslx.models.losses import tied_cross_entropy
 from sslx.models.pixels import unit
 from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
-from sslx.pretext.image import ImagePretext
+from sslx.pretext.image import ImagePretext, some_pictures
 
-PIXELS_FROM = 512  # training pictures
+PIXELS_FROM = 512  # pictures
 PIXELS = 100_000  # that k-means sees
 LOGITS_AT_ONCE = 1 << 22  # of a row, where the config does not say
 
@@ -180,7 +180,7 @@ def _codebook(rows: Any, colours: int, seed: int) -> Float[np.ndarray, "colours 
     Raises:
       UserError: the pictures have fewer colours.
     """
-    some = rows.fetch(np.linspace(0, len(rows) - 1, min(len(rows), PIXELS_FROM)).astype(np.int64))["image"]
+    some = some_pictures(rows, PIXELS_FROM)
     pixels = some.reshape(-1, some.shape[-1])
     if pixels.shape[1] == 1 and colours == 256:
         return np.arange(256, dtype=np.float32)[:, None] / 255
@@ -196,7 +196,7 @@ def _codebook(rows: Any, colours: int, seed: int) -> Float[np.ndarray, "colours 
 
 
 def _colour_entropy(rows: Any, codebook: Float[np.ndarray, "colours channels"]) -> float:
-    some = rows.fetch(np.arange(min(len(rows), PIXELS_FROM)))["image"]
+    some = some_pictures(rows, PIXELS_FROM)
     tokens = np.asarray(nearest_colours(unit(jnp.asarray(some)), jnp.asarray(codebook)))
     share = np.bincount(tokens.ravel(), minlength=len(codebook)) / tokens.size
     return float(-np.sum(share[share > 0] * np.log(share[share > 0])))

@@ -13,16 +13,23 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from sslx.augment.policy import NONE, AugmentConfig, augment
 from sslx.config import build
-from sslx.data.images import ImageConfig, PreparedImages, abstract_image_row, prepare_images
+from sslx.data.images import ImageConfig, ImageRows, PreparedImages, abstract_image_row, prepare_images
 from sslx.models.image import IMAGE_MODELS, ImageModel, build_image_model
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pixels import unit
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables, row_keys
+
+STATISTICS_FROM = 256  # held-out pictures that a chance value is computed from
+
+
+def some_pictures(rows: ImageRows, count: int) -> UInt8[np.ndarray, "some height width channels"]:
+    """At most so many pictures, from all over the rows: the first ones of a folder are all of one class."""
+    return rows.fetch(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(np.int64))["image"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +128,7 @@ class ContextTask(ImagePretext):
 
     def head_flops(self, rows: int) -> float:
         """Forward FLOPs of what stands on the features."""
-        return 0.0
+        raise NotImplementedError
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
@@ -148,4 +155,4 @@ class ContextTask(ImagePretext):
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows = batch_shapes["image"][0]
-        return 3.0 * (rows * self.encoded * self.model.flops_per_image() + self.head_flops(rows))
+        return 3.0 * (rows * self.encoded * self.model.features_flops() + self.head_flops(rows))

@@ -22,7 +22,7 @@ from sslx.augment.policy import AugmentConfig
 from sslx.errors import UserError
 from sslx.picture_sheet import sheet
 from sslx.pretext.image import ContextTask
-from sslx.pretext.relative_patch import PieceComparison, check_pieces
+from sslx.pretext.relative_patch import PieceComparison, check_pieces, standardised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class JigsawConfig:
 
     name: str = "jigsaw"
     permutations: int = 1000
-    piece_share: float = 0.85  # side of a piece as a share of its ninth of the picture
+    piece_share: float = 0.85  # side of a piece as a share of its ninth: theirs are 64 pixels of 75
     head_width: int = 256
     augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(grey=0.3))
 
@@ -45,12 +45,6 @@ class JigsawConfig:
 def permutations(count: int) -> Int[np.ndarray, "count 9"]:
     """The set of a run: a function of its size alone."""
     return distant_permutations(count)
-
-
-def standardised(pieces: Array) -> Array:
-    """Each piece with mean 1/2 and deviation 1/4: else brightness and contrast tell which pieces are neighbours."""
-    mean = jnp.mean(pieces, axis=(2, 3), keepdims=True)
-    return 0.5 + 0.25 * (pieces - mean) / (jnp.std(pieces, axis=(2, 3), keepdims=True) + 0.05)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,11 +28,10 @@ from sslx.models.transformer import Transformer
 from sslx.models.vit import VitConfig, VitEncoder, sincos_table
 from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
-from sslx.pretext.image import ImagePretext
+from sslx.pretext.image import STATISTICS_FROM, ImagePretext, some_pictures
 from sslx.pretext.patch_masks import check_ratio, hidden_count, masked_pictures, reconstructed, split_patches
 
 EPS = 1e-6
-STATISTICS_FROM = 256  # held-out pictures that the chance value is computed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Mae(ImagePretext):
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Mae, PreparedImages]:
         objective, data = super().prepare(config, tokenizer)
-        some = jnp.asarray(data.eval.fetch(np.arange(min(len(data.eval), STATISTICS_FROM)))["image"])
+        some = jnp.asarray(some_pictures(data.eval, STATISTICS_FROM))
         targets = patch_targets(some, objective.model, norm_pixels=objective.pretext.norm_pixels)
         data.statistics["patch_variance"] = float(jnp.mean(jnp.var(targets, axis=(0, 1))))
         return objective, data

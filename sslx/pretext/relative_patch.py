@@ -1,8 +1,8 @@
 """Relative patch position (Doersch et al., arXiv 1505.05192): where does this piece lie, seen from the middle one?
 
-In: pictures. Views: a random crop cut in nine with gaps and jitter, each piece brought to the encoder's size; the
-middle piece and one of its eight neighbours. Out: one cross-entropy term over eight places. Both pieces go through the
-same encoder; a small network compares their features.
+In: pictures. Views: a random crop cut in nine with gaps and jitter, each piece brought to the encoder's size and to one
+mean and spread; the middle piece and one of its eight neighbours. Out: one cross-entropy term over eight places. Both
+pieces go through the same encoder; a small network compares their features.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sslx.pretext.image import ContextTask
 
 NEIGHBOURS = SIDE**2 - 1
 MIDDLE = NEIGHBOURS // 2
+LEAST = 0.02  # deviation of a piece on which there is something to see
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,11 @@ class RelativePatchConfig:
     """``config.pretext`` of ``name="relative_patch"``."""
 
     name: str = "relative_patch"
-    piece_share: float = 0.85  # side of a piece as a share of its ninth of the picture
+    piece_share: float = 0.67  # side of a piece as a share of its ninth: theirs of 96 pixels lie 48 apart
     head_width: int = 256
-    # Greys hide the shift between the colours of a lens, from which a network can tell the place (their section 3).
-    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(grey=0.5))
+    # Greys hide the shift between the colours of a lens, from which a network can tell the place (their section 3.1);
+    # theirs drop colours of all pictures. Two thirds keep the encoder used to colours (arXiv 1901.09005's code).
+    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(grey=0.66))
 
     def __post_init__(self):
         check_pieces(self.piece_share, self.head_width)
@@ -55,6 +57,15 @@ def check_pieces(share: float, head_width: int) -> None:
         raise UserError(f"config.pretext.piece_share is {share}; expected a share above 0, at most 1")
     if head_width < 1:
         raise UserError(f"config.pretext.head_width is {head_width}; expected at least 1")
+
+
+def standardised(pieces: Array) -> Array:
+    """Each piece with mean 1/2 and deviation 1/4: else brightness and contrast tell which pieces are neighbours.
+
+    The noise of a nearly blank piece, one with a deviation below `LEAST`, is not blown up to that.
+    """
+    mean, spread = (of(pieces, axis=(2, 3), keepdims=True) for of in (jnp.mean, jnp.std))
+    return 0.5 + 0.25 * (pieces - mean) / jnp.maximum(spread, LEAST)
 
 
 class PieceComparison(nn.Module):
@@ -97,7 +108,7 @@ class RelativePatch(ContextTask):
         place = jax.vmap(lambda key: jax.random.randint(key, (), 0, NEIGHBOURS))(pick_keys)
         neighbour = place + (place >= MIDDLE)
         pair = jnp.stack([jnp.full_like(neighbour, MIDDLE), neighbour], axis=1)
-        return jnp.take_along_axis(pieces, pair[..., None, None, None], axis=1), place[:, None]
+        return standardised(jnp.take_along_axis(pieces, pair[..., None, None, None], axis=1)), place[:, None]
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         return math.log(NEIGHBOURS)

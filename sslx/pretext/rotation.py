@@ -71,6 +71,9 @@ class Rotation(ContextTask):
     def chance(self, statistics: Mapping[str, float]) -> float:
         return math.log(TURNS)
 
+    def head_flops(self, rows: int) -> float:
+        return 2.0 * rows * TURNS * self.model.features_width * TURNS
+
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

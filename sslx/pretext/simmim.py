@@ -26,10 +26,8 @@ from sslx.models.pixels import patchify, take_patches, unit
 from sslx.models.vit import VitConfig, VitEncoder
 from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
-from sslx.pretext.image import ImagePretext
+from sslx.pretext.image import STATISTICS_FROM, ImagePretext, some_pictures
 from sslx.pretext.patch_masks import masked_pictures, reconstructed, split_patches
-
-STATISTICS_FROM = 256  # held-out pictures that the chance value is computed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +93,7 @@ class SimMim(ImagePretext):
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SimMim, PreparedImages]:
         objective, data = super().prepare(config, tokenizer)
-        some = data.eval.fetch(np.arange(min(len(data.eval), STATISTICS_FROM)))["image"]
-        pixels = np.asarray(unit(jnp.asarray(some)))
+        pixels = np.asarray(unit(jnp.asarray(some_pictures(data.eval, STATISTICS_FROM))))
         std = np.asarray(objective.model.pixel_std)
         data.statistics["pixel_deviation"] = float(np.mean(np.abs(pixels - np.median(pixels, axis=(0, 1, 2))) / std))
         return objective, data

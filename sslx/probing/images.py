@@ -41,7 +41,7 @@ class ImageProbe:
                 raise UserError(
                     f"config.data.{name} is {given}, and {folder} has learned from {learned}; expected that"
                 )
-        data = prepare_images(config.data)
+        data = prepare_images(config.data, config.seed)  # as what is trained on the labels sees them
         without = [role for role in ("train", "eval", "test") if getattr(data, role).labels is None]
         if without:
             raise UserError(

@@ -234,7 +234,7 @@ class ImageClassification(Objective):
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         head = 3.0 * 2 * self.model.features_width * len(self.label_names)
-        return batch_shapes["image"][0] * ((1.0 if self.task.probe else 3.0) * self.model.flops_per_image() + head)
+        return batch_shapes["image"][0] * ((1.0 if self.task.probe else 3.0) * self.model.features_flops() + head)
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
         """The entropy of the held-out labels: the loss of a model that knows only how common each class is."""

@@ -143,6 +143,7 @@ def from_scratch(init: str) -> bool:
     return not init or init == "scratch" or init.startswith("scratch:")
 
 
+CODEBOOK = "codebook"  # of an encoder of pixels: colours that are made of the data before training begins
 STATISTICS = "batch_stats"  # running averages of batch normalisation, in an objective's state
 
 # Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
@@ -203,6 +204,18 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
     return taken, notes
 
 
+def load_codebook(abstract_params: Mapping[str, Any], init: str) -> dict[str, Any]:
+    """What ``scratch:RUN`` takes of the run's parameters: colours, without which its tokens mean something else.
+
+    Returns:
+      ``{"encoder": {"codebook": ...}}`` to put over fresh parameters; {} where the model has none, or no run is named.
+    """
+    folder = init.partition(":")[2]
+    if not folder or CODEBOOK not in abstract_params.get("encoder", {}):
+        return {}
+    return {"encoder": {CODEBOOK: open_start(Path(folder)).params()["encoder"][CODEBOOK]}}
+
+
 def load_statistics(abstract_state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Running averages of a run's encoder, to put over those of a fresh state; {} where the model has none.
 
@@ -221,10 +234,8 @@ def load_statistics(abstract_state: Mapping[str, Any], folder: Path) -> dict[str
     return {STATISTICS: {"encoder": found}}
 
 
-def overlay(params: Any, given: Mapping[str, Any]) -> Any:
-    """``params`` with the subtrees of ``given`` in place of its own, each array where the one it replaces was."""
-
-    def place(new: np.ndarray, old: jax.Array) -> jax.Array:
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
-
-    return {**params, **{name: jax.tree.map(place, tree, params[name]) for name, tree in given.items()}}
+def overlay(params: Any, given: Any) -> Any:
+    """``params`` with the arrays of ``given`` in place of its own, each where the one it replaces was."""
+    if not isinstance(given, Mapping):
+        return jax.make_array_from_callback(params.shape, params.sharding, lambda index: given[index])
+    return {**params, **{name: overlay(params[name], tree) for name, tree in given.items()}}

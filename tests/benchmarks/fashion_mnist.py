@@ -33,7 +33,7 @@ from sslx.entry import load_config
 from sslx.inference.loading import load_run
 from sslx.probing.images import ImageProbeConfig
 from sslx.session import run_config
-from sslx.train.initialise import objective_class
+from sslx.train.initialise import from_scratch, objective_class
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MIRRORED = {"pretext.augment.flip": 0.5}
@@ -129,8 +129,9 @@ def tuned(
     changes = {f"data.{name}": config.data[name] for name in ("source", "image_size", "channels")}
     changes |= {"data.labels_per_class": 100, "data.test_split": "test", "task.augment.flip": 0.5}
     changes |= {f"data.{split}": part for split, part in SPLITS.items()}
-    changes |= {"init": init, "seed": seed, "steps": 800, "batch_size": 32}
-    changes |= {"optimizer.learning_rate": 2e-3, "optimizer.layer_decay": 0.9}
+    changes |= {"init": init, "seed": seed, "steps": 800, "batch_size": 32, "optimizer.learning_rate": 2e-3}
+    # Lower rates protect what was pretrained, and from random parameters nothing was.
+    changes["optimizer.layer_decay"] = 1.0 if from_scratch(init) else 0.9
     finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir))
     return json.loads((workdir / "report.json").read_text(encoding="utf8"))["test/accuracy"]
 

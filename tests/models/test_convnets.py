@@ -199,6 +199,8 @@ def test_convnext_drops_the_branches_of_whole_rows_by_depth():
         (dict(depth=19), "depth is 19; expected one of 10, 18, 34, 50, 101, 152"),
         (dict(stem="cifr"), "did you mean 'cifar'"),
         (dict(momentum=1.0), "momentum is 1.0"),
+        (dict(pixel_mean=(0.5, 0.5)), "pixel_mean has 2 values for 3 channels"),
+        (dict(pixel_std=(0.0,)), r"pixel_std is \(0\.0,\); expected more than 0"),
     ],
 )
 def test_a_resnet_that_cannot_be(settings, message):
@@ -211,3 +213,7 @@ def test_a_convnext_that_cannot_be():
         ConvnextConfig(image_size=28)
     with pytest.raises(UserError, match="expected as many numbers in both"):
         ConvnextConfig(depths=(1, 2), widths=(4,))
+    with pytest.raises(UserError, match="pixel_std has 2 values for 3 channels"):
+        ConvnextConfig(pixel_std=(0.5, 0.5))
+    with pytest.raises(UserError, match="layer_scale is -1"):
+        ConvnextConfig(layer_scale=-1.0)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from sslx.config import OptimizerConfig
 from sslx.errors import UserError
 from sslx.models.pixels import patchify, unpatchify
 from sslx.models.transformer import Block, rotate
 from sslx.models.vit import SIZES, VitConfig, sincos_table
-from sslx.train.sharding import PARAMETER_AXES, is_box, unbox
+from sslx.train.optimizer import make_optimizer
+from sslx.train.sharding import PARAMETER_AXES, is_box, parameter_name, unbox
 
 # timm's vit_*_patch16_224 (huge: patch14) without the classifier.
 PUBLISHED = {
@@ -254,6 +256,17 @@ def test_published_sizes_have_the_published_number_of_parameters(size):
     leaves = jax.tree.leaves(boxed["params"], is_leaf=is_box)
     assert sum(leaf.value.size for leaf in leaves) == PUBLISHED[size]
     assert {name for leaf in leaves for name in leaf.names} - {None} <= set(PARAMETER_AXES)
+
+
+def test_weight_decay_moves_kernels_alone():
+    config = dataclasses.replace(TINY, positions="learned", registers=2, pool="attention", layer_scale=0.1)
+    params = fresh(config, 1.0)["params"]
+    boxed = {"encoder": params, "mask_token": np.ones(16, np.float32)}
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5, clip_norm=None), lambda step: 1.0, boxed)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, boxed), optimizer.init(boxed), boxed)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = parameter_name(path)
+        assert np.any(update) == name.endswith("kernel"), name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tiny_images import Compiled, picture_rows, tiny_images
 
 from sslx.errors import UserError
 from sslx.models.igpt import IgptConfig, nearest_colours
-from sslx.pretext.igpt import Igpt, IgptPretextConfig, _codebook
+from sslx.pretext.igpt import Igpt, IgptPretextConfig, _codebook, _colour_entropy
+from sslx.pretext.image import some_pictures
 from sslx.train.sharding import unbox
 
 MODEL = IgptConfig(layers=2, width=16, heads=2, mlp_width=32, max_length=16, image_size=4, channels=3, colours=6)
@@ -175,6 +176,15 @@ def test_features_are_the_mean_of_the_normalised_states_of_the_middle_layer(para
     last = dataclasses.replace(OBJECTIVE, model=dataclasses.replace(MODEL, features_layer=2))
     states = jax.jit(lambda: MODEL.encoder().apply({"params": params["encoder"]}, row, deterministic=True))()
     np.testing.assert_allclose(Compiled(last).encode(variables, viewed), np.asarray(states).mean(1), atol=1e-4)
+
+
+def test_pictures_for_statistics_are_from_all_over_the_rows():
+    # As a folder has them: 600 of one class, and 600 of another after them.
+    images = np.repeat(np.array([0, 255], np.uint8), 600).reshape(-1, 1, 1, 1)
+    assert _colour_entropy(Rows(images), np.array([[0.0], [1.0]], np.float32)) == pytest.approx(math.log(2), rel=1e-3)
+    some = some_pictures(Rows(images), 100)
+    assert (len(some), int((some > 0).sum())) == (100, 50)
+    assert len(some_pictures(Rows(images[:7]), 100)) == 7
 
 
 def test_chance_is_the_entropy_of_held_out_colours():

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
 import jax
 import numpy as np
 import pytest
-from tiny_images import tiny_images
+from etils.epath import Path
+from tiny_images import CONFIGS, tiny_images
 
 from sslx import finetune, main
+from sslx.config import build
+from sslx.entry import load_config
 from sslx.errors import UserError
+from sslx.evaluate import _features, _supervised, evaluate
+from sslx.inference.loading import load_run
 from sslx.models.resnet import ResnetConfig
+from sslx.probing.images import ImageProbeConfig
 from sslx.train.checkpoint import read_variables
+from sslx.train.sharding import unbox
 
 PIECES = dict(data__image_size=12, model__image_size=12, model__patch_size=4)
 RUNS = {
@@ -58,7 +66,8 @@ def test_a_run_learns_and_a_probe_of_it_leaves_its_encoder_bit_equal(name, run_o
     if RUNS[name].get("eval__examples"):
         assert list((folder / "pictures").glob("*.png"))
     size = {key: value for key, value in RUNS[name].items() if key == "data__image_size"}
-    probed = classifier(folder, tmp_path / "probe", "linear", steps=30, optimizer__weight_decay=0.1, **size)
+    settings = dict(steps=30, optimizer__learning_rate=0.02, optimizer__weight_decay=0.1, **size)
+    probed = classifier(folder, tmp_path / "probe", "linear", **settings)
     before, after = (read_variables(of)["params"]["encoder"] for of in (folder, tmp_path / "probe"))
     same(after, before)
     assert probed.trained.metrics["eval/accuracy"] > 0.2  # a guess reaches 0.1
@@ -105,3 +114,63 @@ def test_running_averages_travel_from_pretraining_through_fine_tuning(tmp_path):
         classifier(tmp_path / "run", tmp_path / "not", "full", task__drop_path=0.0)
     with pytest.raises(UserError, match="micro_batches is 2; ImageClassification compares all rows"):
         classifier(tmp_path / "run", tmp_path / "not", "full", micro_batches=2, **settings)
+
+
+def evaluated(session, folder, how, **changes):
+    """The results of an evaluation by few and short probes, by features and probe."""
+    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits,size=8")
+    small = tiny_images("finetune/image_classification", "full", task__drop_path=0.0, optimizer__layer_decay=1.0)
+    given.supervised = {name: small[name] for name in small if name not in ("data", "init", "steps")} if how else {}
+    with given.unlocked():
+        given.update_from_flattened_dict(
+            {"projection": "pca", "random_encoders": 2, "linear.steps": 30, "few_shot.labels": (2,), **changes}
+        )
+    values = evaluate(build(ImageProbeConfig, given.to_dict()), Path(folder), load_run(folder))
+    assert values["step"] == session.trained.state.step
+    return {(found["features"], found["probe"]): found for found in values["results"]}
+
+
+def test_an_evaluation_has_raw_pixels_random_encoders_and_one_trained_on_labels_for_as_many_steps(run_of):
+    session, folder = run_of("vit_igpt")
+    found = evaluated(session, folder, "supervised")
+    probes, names = ("linear", "knn", "2 a class"), ("pretrained", "random 0", "random 1", "raw", "supervised")
+    expected = [("supervised", "its head"), *((name, probe) for name in names for probe in probes)]
+    assert list(found) == [*expected, ("commonest label", "none")]
+    for name, probe in expected:
+        scores = found[name, probe].get("accuracies") or [found[name, probe]["accuracy"]]
+        assert min(scores) > 0.15, (name, probe)  # a guess reaches 0.1
+    supervised = folder / "evaluate" / "image_probe" / "supervised"
+    written = json.loads((supervised / "config.json").read_text())
+    assert (written["steps"], written["optimizer"]["warmup_steps"]) == (40, 2)
+    # The colours of its tokens are the run's, and not those of a fresh model.
+    given = session.objective.codebook
+    np.testing.assert_array_equal(read_variables(supervised)["params"]["encoder"]["codebook"], np.float32(given))
+    objective = load_run(folder).objective
+    fresh = unbox(objective.init(jax.random.key(0), {"image": np.zeros((1, 8, 8, 1), np.uint8), "row": np.arange(1)}))
+    codebook = fresh["params"]["encoder"]["codebook"]
+    assert np.abs(codebook - np.float32(given)).max() > 1e-3  # or there would be nothing to take over
+    rows = session.data.eval
+    with_run = _features(load_run(folder), ImageProbeConfig(), {"eval": rows}, fresh)["eval"].features
+    own = fresh["params"]["encoder"] | {"codebook": np.float32(given)}
+    images = rows.fetch(np.arange(len(rows)))["image"]
+    np.testing.assert_allclose(with_run, objective.encode({"params": own}, {"image": images}), atol=1e-4)
+
+
+def test_the_baseline_of_a_short_run_warms_up_in_time(run_of, monkeypatch):
+    folder = run_of("rotation")[1]
+    seen = {}
+
+    def noting(config, workdir):
+        seen.update(config.to_dict())
+        raise UserError("seen")
+
+    monkeypatch.setattr(finetune, "main", noting)
+    run = dataclasses.replace(load_run(folder), step=50)
+    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits,size=8")
+    with pytest.raises(UserError, match="seen"):
+        _supervised(build(ImageProbeConfig, given.to_dict()), folder, run, folder / "not")
+    assert (seen["steps"], seen["optimizer"]["warmup_steps"]) == (50, 5)
+    # From random parameters, nothing is held back; and any model may be the run's.
+    assert (seen["optimizer"]["layer_decay"], seen["task"]["drop_path"]) == (1.0, 0.0)
+    with pytest.raises(UserError, match=r"size of configs/evaluate/image_probe\.py is 'big'; expected a number"):
+        load_config(CONFIGS / "evaluate" / "image_probe.py", "size=big")
