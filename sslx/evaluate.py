@@ -141,19 +141,22 @@ def _head(run: LoadedRun, rows: Any, batch_size: int) -> np.ndarray:
 
 
 def _target(folder: Path, name: str, values: dict[str, Any]) -> Path:
-    """The folder of this evaluation: the first of its name that is free, or that holds one of the same kind."""
+    """The folder of this evaluation: the first of its name that is free, or of one of the same kind, even a killed one.
+
+    What it is of is written first: a baseline may train there for minutes, which only the same evaluation goes on with.
+    """
     kind = json.loads(json.dumps({key: values[key] for key in ("step", "config")}))
     for number in itertools.count(1):
         target = folder / (name if number == 1 else f"{name}_{number}")
-        file = target / "probes.json"
-        if not file.is_file():
+        file = target / "evaluation.json"
+        if not target.exists():
+            write_text(file, json.dumps(kind, indent=2) + "\n")
             return target
         try:
-            found = json.loads(file.read_text(encoding="utf8"))
-        except ValueError:  # cut short, or of something else; it stays
+            if json.loads(file.read_text(encoding="utf8")) == kind:
+                return target
+        except (OSError, ValueError):  # cut short, or a folder of something else; it stays
             continue
-        if isinstance(found, dict) and {key: found.get(key) for key in kind} == kind:
-            return target
 
 
 def _check_features(splits: Mapping[str, Labelled], run: LoadedRun) -> None:

@@ -83,6 +83,13 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     for name, content in {"text_probe": first, "text_probe_2": second}.items():
         assert (folder / name / "probes.json").read_text() == content
 
+    (folder / "text_probe" / "probes.json").unlink()  # as if it had been killed, and so has its folder still
+    (folder / "text_probe_3").mkdir()
+    (folder / "text_probe_3" / "probes.json").write_text("of someone else")
+    ended = entries.run("evaluate", f"--run={run}", "--config=probe.py", "--config.knn.neighbours=4", folder=tmp_path)
+    assert "evaluate/text_probe_4/probes.json" in ended.stdout, ended.stderr
+    assert (folder / "text_probe_3" / "probes.json").read_text() == "of someone else"
+
     before = sorted(run.rglob("*"))
     for arguments, expected in {
         ("--config=probe.py",): "no --run given; expected --run=FOLDER",

@@ -159,7 +159,7 @@ class Igpt(ImagePretext):
         return params["encoder"]["codebook"][tokens].reshape(-1, side, side, self.model.channels)
 
     def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"samples": sheet(predictions)}
+        return {"samples": sheet(predictions, across=2)}
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

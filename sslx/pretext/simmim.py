@@ -144,7 +144,7 @@ class SimMim(ImagePretext):
         return reconstructed(batch, self.model.pixels(predicted), self.model.patch_size)
 
     def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"reconstructions": sheet(predictions)}
+        return {"reconstructions": sheet(predictions, across=2)}
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from etils.epath import Path
-from sklearn.metrics import accuracy_score, f1_score
 
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
@@ -16,6 +15,7 @@ from sslx.probing.features import Labelled
 from sslx.probing.few_shot import FewShotConfig
 from sslx.probing.knn import KnnConfig
 from sslx.probing.linear import LinearProbeConfig
+from sslx.tasks.class_report import class_scores
 
 SPLITS = ("train", "validation", "test")
 Result = dict[str, Any]
@@ -72,7 +72,5 @@ class Probe(Protocol):
 
 def result(features: str, probe: str, guesses: np.ndarray, labels: np.ndarray, chosen: dict[str, Any]) -> Result:
     """One line of what is written: accuracy and macro-F1 of guesses, and how the probe was chosen."""
-    present = np.unique(np.concatenate([labels, guesses]))
-    macro_f1 = float(f1_score(labels, guesses, labels=present, average="macro", zero_division=0))
-    accuracy = float(accuracy_score(labels, guesses))
-    return {"features": features, "probe": probe, "accuracy": accuracy, "macro_f1": macro_f1, "chosen": chosen}
+    scores = {"accuracy": float(np.mean(guesses == labels)), **class_scores(labels, guesses)}
+    return {"features": features, "probe": probe, **scores, "chosen": chosen}

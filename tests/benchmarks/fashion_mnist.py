@@ -32,7 +32,7 @@ from sslx.config import build
 from sslx.entry import load_config
 from sslx.inference.loading import load_run
 from sslx.probing.images import ImageProbeConfig
-from sslx.session import run_config
+from sslx.session import Session, run_config
 from sslx.train.initialise import from_scratch, objective_class
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -132,8 +132,14 @@ def tuned(
     changes |= {"init": init, "seed": seed, "steps": 800, "batch_size": 32, "optimizer.learning_rate": 2e-3}
     # Lower rates protect what was pretrained, and from random parameters nothing was.
     changes["optimizer.layer_decay"] = 1.0 if from_scratch(init) else 0.9
-    finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir))
+    _to_the_end(finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir)))
     return json.loads((workdir / "report.json").read_text(encoding="utf8"))["test/accuracy"]
+
+
+def _to_the_end(session: Session) -> None:
+    """Ends the benchmark with a run that a signal has stopped; the same command goes on with it."""
+    if session.trained.signal:
+        raise SystemExit(1)
 
 
 def rows_of(method: str, arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -148,9 +154,9 @@ def rows_of(method: str, arguments: argparse.Namespace, seed: int) -> list[dict[
         with config.unlocked():
             config.init, config.data.test_split = f"scratch:{like}", "test"
             config.optimizer.layer_decay = 1.0
-        finetune.main(config, epath.Path(run))
+        _to_the_end(finetune.main(config, epath.Path(run)))
     else:
-        pretrain.main(config, epath.Path(run))
+        _to_the_end(pretrain.main(config, epath.Path(run)))
     found = probed(method, run, config, seed)
     cost = {"steps": config.steps, "teraflops": teraflops(config), "minutes": minutes(run, config)}
     row = {"method": method, "seed": seed, **cost, **found["pretrained"]}
