@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.image_sources import open_images
@@ -37,7 +37,7 @@ from sslx.data.sources import HIDDEN, Source
 from sslx.data.text import role_splits
 from sslx.errors import UserError, choose
 
-CENTRE = 0.875
+CENTRE = 0.875  # of the shorter side; see `held_out_share`
 AT_ONCE = 256  # pictures that are decoded together
 # Raise this whenever the same pictures would come out as other pixels.
 _RECIPE = 2
@@ -171,22 +171,21 @@ class DecodedRows(ImageRows):
         records = self._source.__getitems__(self._kept[ids].tolist())
         # After a JPEG has been decoded smaller, even the smallest and narrowest part is to have pixels enough.
         narrow = max(config.crop_aspect[1], 1 / config.crop_aspect[0])
-        share = CENTRE if draws is None else (config.crop_area[0] / narrow) ** 0.5
-        least = math.ceil(config.image_size / share)
+        least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
 
         def one(place: int) -> np.ndarray:
             record = records[place]
             try:
+                if draws is None:
+                    return held_out_pixels(record["image"], config)
                 picture = open_picture(record["image"], config.channels, least=least)
             except BrokenPicture as error:
                 raise UserError(f"{record['name']} has become undecodable: {error}") from error
-            if draws is None:
-                return pixels(middle(picture, config.image_size, CENTRE))
             # Raw bits: NumPy keeps its bit streams from version to version.
             uniform = (np.random.Philox(draws[place]).random_raw(4) >> 11) * 2.0**-53
             return pixels(random_crop(picture, config.image_size, uniform, config.crop_area, config.crop_aspect))
 
-        return np.stack(list(_pool().map(one, range(len(ids)))))
+        return np.stack(list(decoding_threads().map(one, range(len(ids)))))
 
 
 def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
@@ -216,6 +215,24 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
         parts += [config.labels_per_class, seed]
     statistics["fingerprint"] = hash_of("images", _RECIPE, *parts)
     return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+
+
+def held_out_share(crop: str) -> float:
+    """The share of the shorter side that a held-out row is the square in the middle of."""
+    return CENTRE if crop == "host" else 1.0
+
+
+def held_out_pixels(
+    picture: bytes | np.ndarray, config: ImageConfig
+) -> UInt8[np.ndarray, "image_size image_size channels"]:
+    """A picture, as `open_picture` takes it, as a held-out row.
+
+    Raises:
+      BrokenPicture: as `open_picture`.
+    """
+    share = held_out_share(config.crop)
+    least = 0 if config.crop == "step" else math.ceil(config.image_size / share)
+    return pixels(middle(open_picture(picture, config.channels, least=least), config.image_size, share))
 
 
 def abstract_image_row(config: ImageConfig, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -277,15 +294,17 @@ def _look(source: Source, config: ImageConfig, folder: Path) -> None:
     def decode(record: dict[str, Any]) -> np.ndarray | str:
         try:
             # Without pixels to keep, a JPEG may be decoded at an eighth: a cut off file is found all the same.
-            picture = open_picture(record["image"], config.channels, least=0 if stored else 1)
+            if stored:
+                return held_out_pixels(record["image"], config)
+            open_picture(record["image"], config.channels, least=1)
         except BrokenPicture as error:
             return f"{record['name']}: {error}"
-        return pixels(middle(picture, size)) if stored else np.zeros(0, np.uint8)
+        return np.zeros(0, np.uint8)
 
     for start in range(0, len(source), AT_ONCE):
         ids = range(start, min(start + AT_ONCE, len(source)))
         records = source.__getitems__(ids)
-        for i, record, found in zip(ids, records, _pool().map(decode, records), strict=True):
+        for i, record, found in zip(ids, records, decoding_threads().map(decode, records), strict=True):
             if isinstance(found, str):
                 broken.append(found)
                 continue
@@ -318,6 +337,6 @@ def _say_broken(broken: list[str], total: int, config: ImageConfig, source: Sour
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
+def decoding_threads() -> concurrent.futures.ThreadPoolExecutor:
     """Threads that decode: Pillow lets go of Python's lock while it works."""
     return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="pictures")
