@@ -88,7 +88,7 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
     labels = {split: found.labels for split, found in made["pretrained"].items()}
     target, results = _target(folder / "evaluate", config.name, values), []
     if config.supervised:
-        trained = _supervised(config, folder, run, target / "supervised")
+        trained = _supervised(config, probe.data(config, run), folder, run, target / "supervised")
         made["supervised"] = _features(trained, config, rows, trained.variables)
         predicted = _head(trained, rows["test"], config.batch_size)
         results.append(result("supervised", "its head", predicted, labels["test"], {}))
@@ -113,10 +113,10 @@ def _features(run: LoadedRun, config: ProbeConfig, rows: Mapping[str, Any], vari
     return {split: encoder(frozen, of) for split, of in rows.items()}
 
 
-def _supervised(config: ProbeConfig, folder: Path, run: LoadedRun, workdir: Path) -> LoadedRun:
+def _supervised(config: ProbeConfig, data: Mapping[str, Any], folder: Path, run: LoadedRun, workdir: Path) -> LoadedRun:
     """The same architecture trained on the labels alone, for as many steps as the run was; resumed if it was begun."""
     written = {**config.supervised, "init": f"scratch:{folder}", "steps": run.step, "seed": config.seed}
-    written["data"] = dataclasses.asdict(config.data)
+    written["data"] = dict(data)
     finetune.main(ml_collections.ConfigDict(written), workdir)
     return load_run(workdir)
 

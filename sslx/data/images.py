@@ -44,8 +44,8 @@ _RECIPE = 2
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """``config.data`` of image experiments."""
+class PictureSet:
+    """Which pictures, and not yet of what size: ``config.data`` of an evaluation, where the run has the rest."""
 
     source: str = "glyphs"  # or digits, images:FOLDER, idx:FOLDER, tfds:NAME[/CONFIG]
     train_split: str = "train"  # TFDS slices, also for folders
@@ -53,8 +53,6 @@ class ImageConfig:
     test_split: str = ""  # "" = none
     image_field: str = "image"  # of TFDS
     label_field: str = "label"  # of TFDS; of glyphs: script, category or face
-    image_size: int = 32  # height and width of a row
-    channels: int = 3  # 3: RGB | 1: grey
     crop: str = "step"  # step | host: where random crops are cut
     labels_per_class: int = 0  # train on so many rows of each class, drawn by the run's seed; 0: on all
     crop_area: tuple[float, float] = (0.2, 1.0)  # of host crops: least and largest share of the picture's area
@@ -64,10 +62,6 @@ class ImageConfig:
     tfds_dir: str = ""  # "" = TFDS's own default
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
-        if self.channels not in (1, 3):
-            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
         if self.labels_per_class < 0:
             raise UserError(f"config.data.labels_per_class is {self.labels_per_class}; expected at least 0 (all)")
         choose(self.crop, ("step", "host"), "config.data.crop")
@@ -75,6 +69,21 @@ class ImageConfig:
         check_range(self.crop_aspect, "config.data.crop_aspect")
         if not 0 <= self.broken_share < 1:
             raise UserError(f"config.data.broken_share is {self.broken_share}; expected 0 or a share below 1")
+
+
+@dataclass(frozen=True)
+class ImageConfig(PictureSet):
+    """``config.data`` of image experiments."""
+
+    image_size: int = 32  # height and width of a row
+    channels: int = 3  # 3: RGB | 1: grey
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size < 1:
+            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
 
 
 def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf")) -> None:
