@@ -115,8 +115,9 @@ def compute(model: Any, params: dict[str, Any], given: dict[str, np.ndarray], si
         # Which the model itself normalises.
         batch = {"image": given["pixel_values"].transpose(0, 2, 3, 1) * model.pixel_std + model.pixel_mean}
         x = model.encoder().apply({"params": params["encoder"]}, batch, deterministic=True)
-        head = params.get("head")
-        return {"hidden": x} | ({"logits": x[:, 0] @ head["kernel"] + head["bias"]} if head else {})
+        if head := params.get("head"):  # whose class gives no hidden states behind the last norm
+            return {"logits": x[:, 0] @ head["kernel"] + head["bias"]}
+        return {"hidden": x}
     mask = given["attention_mask"].astype(np.int32)
     positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
     batch = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": mask, "positions": positions}
