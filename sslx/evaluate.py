@@ -89,7 +89,7 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
     labels = {split: found.labels for split, found in made["pretrained"].items()}
     target, results = _target(folder / "evaluate", config.name, values), []
     if config.supervised:
-        trained = _supervised(config, folder, run, target / "supervised")
+        trained = _supervised(config, probe.data(config, run), folder, run, target / "supervised")
         made["supervised"] = _features(trained, config, rows, trained.variables)
         predicted = _head(trained, rows["test"], config.batch_size)
         results.append(result("supervised", "its head", predicted, labels["test"], {}))
@@ -116,11 +116,11 @@ def _features(run: LoadedRun, config: ProbeConfig, rows: Mapping[str, Any], vari
     return {split: encoder(frozen, of) for split, of in rows.items()}
 
 
-def _supervised(config: ProbeConfig, folder: Path, run: LoadedRun, workdir: Path) -> LoadedRun:
+def _supervised(config: ProbeConfig, data: Mapping[str, Any], folder: Path, run: LoadedRun, workdir: Path) -> LoadedRun:
     """The same architecture trained on the labels alone, for as many steps of as many rows; resumed if it was begun."""
     equal = {"steps": run.step, "batch_size": run.written["batch_size"], "seed": config.seed}
     written = {**config.supervised, "init": f"scratch:{folder}", **equal}
-    written["data"] = dataclasses.asdict(config.data)
+    written["data"] = dict(data)
     optimizer = written.get("optimizer", {})
     warmup = optimizer.get("warmup_steps", OptimizerConfig.warmup_steps)
     # As for the run, so for its baseline: a run that was stopped early is compared with one that warms up in time.

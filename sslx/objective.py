@@ -137,6 +137,10 @@ class Objective(abc.ABC):
         An objective that starts from such an encoder keeps it as ``params["encoder"]``.
         """
 
+    def parts(self, params: Any, state: Any) -> dict[str, Any]:
+        """Parameters as they are exported: ``encoder``, as `encoder` gives it, and the heads beside it by name."""
+        return {**params, "encoder": self.encoder(params, state)["params"]}
+
     @abc.abstractmethod
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         """Features of rows, float32, from what ``encoder`` returned."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.image_sources import open_images
@@ -37,15 +37,15 @@ from sslx.data.sources import HIDDEN, Source
 from sslx.data.text import entropy, role_splits
 from sslx.errors import UserError, choose
 
-CENTRE = 0.875
+CENTRE = 0.875  # of the shorter side; see `held_out_share`
 AT_ONCE = 256  # pictures that are decoded together
 # Raise this whenever the same pictures would come out as other pixels.
 _RECIPE = 2
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """``config.data`` of image experiments."""
+class PictureSet:
+    """Which pictures, and not yet of what size: ``config.data`` of an evaluation, where the run has the rest."""
 
     source: str = "glyphs"  # or digits, images:FOLDER, idx:FOLDER, tfds:NAME[/CONFIG]
     train_split: str = "train"  # TFDS slices, also for folders
@@ -53,8 +53,6 @@ class ImageConfig:
     test_split: str = ""  # "" = none
     image_field: str = "image"  # of TFDS
     label_field: str = "label"  # of TFDS; of glyphs: script, category or face
-    image_size: int = 32  # height and width of a row
-    channels: int = 3  # 3: RGB | 1: grey
     crop: str = "step"  # step | host: where random crops are cut
     labels_per_class: int = 0  # train on so many rows of each class, drawn by the run's seed; 0: on all
     crop_area: tuple[float, float] = (0.2, 1.0)  # of host crops: least and largest share of the picture's area
@@ -64,10 +62,6 @@ class ImageConfig:
     tfds_dir: str = ""  # "" = TFDS's own default
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
-        if self.channels not in (1, 3):
-            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
         if self.labels_per_class < 0:
             raise UserError(f"config.data.labels_per_class is {self.labels_per_class}; expected at least 0 (all)")
         choose(self.crop, ("step", "host"), "config.data.crop")
@@ -75,6 +69,21 @@ class ImageConfig:
         check_range(self.crop_aspect, "config.data.crop_aspect")
         if not 0 <= self.broken_share < 1:
             raise UserError(f"config.data.broken_share is {self.broken_share}; expected 0 or a share below 1")
+
+
+@dataclass(frozen=True)
+class ImageConfig(PictureSet):
+    """``config.data`` of image experiments."""
+
+    image_size: int = 32  # height and width of a row
+    channels: int = 3  # 3: RGB | 1: grey
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size < 1:
+            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
 
 
 def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf")) -> None:
@@ -174,22 +183,21 @@ class DecodedRows(ImageRows):
         records = self._source.__getitems__(self._kept[ids].tolist())
         # After a JPEG has been decoded smaller, even the smallest and narrowest part is to have pixels enough.
         narrow = max(config.crop_aspect[1], 1 / config.crop_aspect[0])
-        share = CENTRE if draws is None else (config.crop_area[0] / narrow) ** 0.5
-        least = math.ceil(config.image_size / share)
+        least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
 
         def one(place: int) -> np.ndarray:
             record = records[place]
             try:
+                if draws is None:
+                    return held_out_pixels(record["image"], config)
                 picture = open_picture(record["image"], config.channels, least=least)
             except BrokenPicture as error:
                 raise UserError(f"{record['name']} has become undecodable: {error}") from error
-            if draws is None:
-                return pixels(middle(picture, config.image_size, CENTRE))
             # Raw bits: NumPy keeps its bit streams from version to version.
             uniform = (np.random.Philox(draws[place]).random_raw(DRAWS) >> 11) * 2.0**-53
             return pixels(random_crop(picture, config.image_size, uniform, config.crop_area, config.crop_aspect))
 
-        return np.stack(list(_pool().map(one, range(len(ids)))))
+        return np.stack(list(decoding_threads().map(one, range(len(ids)))))
 
 
 def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
@@ -221,6 +229,24 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
     if rows["eval"].labels is not None:
         statistics["label_entropy"] = entropy(np.bincount(rows["eval"].labels))
     return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+
+
+def held_out_share(crop: str) -> float:
+    """The share of the shorter side that a held-out row is the square in the middle of."""
+    return CENTRE if crop == "host" else 1.0
+
+
+def held_out_pixels(
+    picture: bytes | np.ndarray, config: ImageConfig
+) -> UInt8[np.ndarray, "image_size image_size channels"]:
+    """A picture, as `open_picture` takes it, as a held-out row.
+
+    Raises:
+      BrokenPicture: as `open_picture`.
+    """
+    share = held_out_share(config.crop)
+    least = 0 if config.crop == "step" else math.ceil(config.image_size / share)
+    return pixels(middle(open_picture(picture, config.channels, least=least), config.image_size, share))
 
 
 def abstract_image_row(config: ImageConfig, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -282,15 +308,17 @@ def _look(source: Source, config: ImageConfig, folder: Path) -> None:
     def decode(record: dict[str, Any]) -> np.ndarray | str:
         try:
             # Without pixels to keep, a JPEG may be decoded at an eighth: a cut off file is found all the same.
-            picture = open_picture(record["image"], config.channels, least=0 if stored else 1)
+            if stored:
+                return held_out_pixels(record["image"], config)
+            open_picture(record["image"], config.channels, least=1)
         except BrokenPicture as error:
             return f"{record['name']}: {error}"
-        return pixels(middle(picture, size)) if stored else np.zeros(0, np.uint8)
+        return np.zeros(0, np.uint8)
 
     for start in range(0, len(source), AT_ONCE):
         ids = range(start, min(start + AT_ONCE, len(source)))
         records = source.__getitems__(ids)
-        for i, record, found in zip(ids, records, _pool().map(decode, records), strict=True):
+        for i, record, found in zip(ids, records, decoding_threads().map(decode, records), strict=True):
             if isinstance(found, str):
                 broken.append(found)
                 continue
@@ -321,6 +349,6 @@ def _say_broken(broken: list[str], total: int, config: ImageConfig, source: Sour
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
+def decoding_threads() -> concurrent.futures.ThreadPoolExecutor:
     """Threads that decode: Pillow lets go of Python's lock while it works."""
     return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="pictures")

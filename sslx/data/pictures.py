@@ -67,6 +67,21 @@ def loaded(data: bytes, *, least: int = 0) -> Image.Image:
     return picture
 
 
+def check_header(path: str) -> None:
+    """Looks at the beginning of a file, which tells what it is; the rest may still be damaged.
+
+    Raises:
+      BrokenPicture: there is no such file, or it is no picture.
+    """
+    try:
+        with Image.open(path):
+            pass
+    except UnidentifiedImageError as error:
+        raise BrokenPicture("no picture of a known format") from error
+    except OSError as error:
+        raise BrokenPicture(error.strerror or first_line(error)) from error
+
+
 def pixels(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of a decoded picture."""
     array = np.asarray(picture)

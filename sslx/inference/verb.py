@@ -48,7 +48,8 @@ class Verb(abc.ABC):
 
     fields: ClassVar[tuple[str, ...]] = ("text",)  # of a record, all needed
     optional: ClassVar[tuple[str, ...]] = ()  # of a record
-    counted: ClassVar[str] = "tokens_left_out"  # a number in each answer; how many are above 0 is told with ``note``
+    # A number in each answer; how many are above 0 is told with ``note``. "": there is none.
+    counted: ClassVar[str] = "tokens_left_out"
 
     @classmethod
     @abc.abstractmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sslx
+from sslx.data.images import held_out_share
 from sslx.train.run_folder import read_splits
 
 USES = {
@@ -34,6 +35,25 @@ real = given["attention_mask"].astype(np.int32)  # 1, and 0 for padding
 rows = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": real, "positions": real * np.arange({length})}
 rows["positions"] = rows["positions"].astype(np.int32)
 features(rows)  # one dictionary, with all inputs that the table above names
+```""",
+}
+USES_OF_PICTURES = {
+    "hf": """```python
+from PIL import Image
+from transformers import AutoImageProcessor, {name}
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+model = {name}.from_pretrained("FOLDER")
+model(**processor(Image.open("a.png"){mode}, return_tensors="pt"))
+```""",
+    "stablehlo": """```python
+import numpy as np
+from jax import export
+from PIL import Image, ImageOps
+
+features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
+picture = ImageOps.fit(Image.open("a.png").convert("{mode}"), ({size}, {size}), bleed={bleed})
+features({"image": np.asarray(picture, np.uint8).reshape(1, {size}, {size}, {channels})})
 ```""",
 }
 
@@ -61,6 +81,21 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, str) and not _REMOTE.fullmatch(value) and (found := _LOCAL.fullmatch(value)):
         return "".join(found.groups())
     return value
+
+
+def _use(form: str, class_name: str, data: Mapping[str, Any]) -> str:
+    """How the exported model is used, as Python."""
+    if "image_size" not in data:
+        return USES[form].replace("{name}", class_name).replace("{length}", str(data.get("seq_len", "")))
+    grey = data["channels"] == 1
+    mode = {"hf": '.convert("L")' if grey else "", "stablehlo": "L" if grey else "RGB"}[form]
+    bleed = (1 - held_out_share(data.get("crop", "step"))) / 2  # from each side
+    values = {"name": class_name, "mode": mode, "size": data["image_size"], "channels": data["channels"]}
+    values["bleed"] = f"{bleed:g}"
+    use = USES_OF_PICTURES[form]
+    for name, value in values.items():
+        use = use.replace(f"{{{name}}}", str(value))
+    return use
 
 
 def model_card(
@@ -94,7 +129,7 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "transformers" if form == "hf" else "jax"
-    use = USES[form].replace("{name}", class_name).replace("{length}", str(data.get("seq_len", "")))
+    use = _use(form, class_name, data)
     return f"""---
 license: # to be filled in by whoever publishes the model
 library_name: {library}

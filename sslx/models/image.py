@@ -36,5 +36,8 @@ def build_image_model(
     for field in ("image_size", "channels"):
         wanted, given = getattr(model, field), getattr(data, field)
         if wanted != given:
-            raise UserError(f"config.data.{field} is {given} and config.model.{field} {wanted}; expected the same")
+            raise UserError(
+                f"config.data.{field} is {given} and config.model.{field} is {wanted}; expected the same, such as "
+                f"--config.data.{field}={given} --config.model.{field}={given}"
+            )
     return model

@@ -100,6 +100,10 @@ class ImagePretext(Objective):
     def encoder(cls, params: Any, state: Any) -> Variables:
         return encoder_variables(params, state)
 
+    def parts(self, params: Any, state: Any) -> dict[str, Any]:
+        """The encoder; decoders and heads belong to the question that it was trained with."""
+        return {"encoder": self.encoder(params, state)["params"]}
+
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 

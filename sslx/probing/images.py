@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils.epath import Path
 
-from sslx.data.images import ImageConfig, PreparedImages, prepare_images
+from sslx.data.images import ImageConfig, PictureSet, PreparedImages, prepare_images
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.probing.features import Labelled
@@ -25,7 +25,7 @@ class ImageProbeConfig(ProbeConfig):
     name: str = "image_probe"
     batch_size: int = 256
     raw_pixels: bool = True  # as features, beside the encoders'
-    data: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    data: PictureSet = dataclasses.field(default_factory=PictureSet)  # of the size and channels of the run
 
 
 class ImageProbe:
@@ -35,13 +35,8 @@ class ImageProbe:
 
     def open(self, config: ImageProbeConfig, folder: Path, run: LoadedRun) -> PreparedImages:
         """Labelled rows of the size and channels that the run has learned from."""
-        for name in ("image_size", "channels"):
-            given, learned = getattr(config.data, name), run.written["data"][name]
-            if given != learned:
-                raise UserError(
-                    f"config.data.{name} is {given}, and {folder} has learned from {learned}; expected that"
-                )
-        data = prepare_images(config.data, config.seed)  # as what is trained on the labels sees them
+        # By the evaluation's seed, as what is trained on the labels sees them.
+        data = prepare_images(ImageConfig(**self.data(config, run)), config.seed)
         without = [role for role in ("train", "eval", "test") if getattr(data, role).labels is None]
         if without:
             raise UserError(
@@ -49,6 +44,10 @@ class ImageProbe:
                 "of classes, or a class feature (config.data.label_field)"
             )
         return data
+
+    def data(self, config: ImageProbeConfig, run: LoadedRun) -> dict[str, Any]:
+        learned = {name: run.written["data"][name] for name in ("image_size", "channels")}
+        return dataclasses.asdict(config.data) | learned
 
     def raw(self, config: ImageProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, Labelled]:
         return {split: _pixels(of) for split, of in rows.items()} if config.raw_pixels else {}

@@ -59,6 +59,10 @@ class Probe(Protocol):
         """
         ...
 
+    def data(self, config: Any, run: LoadedRun) -> dict[str, Any]:
+        """``config.data`` of a run that is trained on the same rows."""
+        ...
+
     def raw(self, config: Any, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, Labelled]:
         """Features of the rows of each split by name, without an encoder; {} where there are none."""
         ...

@@ -55,6 +55,9 @@ class TextProbe:
             )
         return data
 
+    def data(self, config: TextProbeConfig, run: LoadedRun) -> dict[str, Any]:
+        return dataclasses.asdict(config.data)
+
     def raw(self, config: TextProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, Labelled]:
         return {}
 

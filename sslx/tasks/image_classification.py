@@ -31,10 +31,13 @@ from sslx.errors import UserError
 from sslx.models.image import ImageModel, build_image_model
 from sslx.models.layers import Dense, Dropout
 from sslx.models.pixels import unit
+from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.tasks.class_report import class_report, class_scores
+
+PROBE_EPS = 1e-6  # beside the variance of frozen features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ class ImageClassifier(nn.Module):
         if self.probe:
             # Not by the difference of large squares: frozen features may have means far above their deviations.
             self.norm = nn.BatchNorm(
-                momentum=0.9, epsilon=1e-6, use_scale=False, use_bias=False, use_fast_variance=False
+                momentum=0.9, epsilon=PROBE_EPS, use_scale=False, use_bias=False, use_fast_variance=False
             )
 
     def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch classes"]:
@@ -224,6 +227,16 @@ class ImageClassification(Objective):
     @classmethod
     def encoder(cls, params: Any, state: Any) -> Variables:
         return encoder_variables(*cls._evaluated(params, state))
+
+    def parts(self, params: Any, state: Any) -> dict[str, Any]:
+        """The averages where they are kept; how a probe normalises features goes into its head, one linear layer."""
+        params, state = self._evaluated(params, state)
+        head = params["head"]
+        if self.task.probe:
+            mean, variance = (np.float64(state[STATISTICS]["norm"][name]) for name in ("mean", "var"))
+            kernel = np.float64(head["kernel"]) / np.sqrt(variance + PROBE_EPS)[:, None]
+            head = {"kernel": np.float32(kernel), "bias": np.float32(head["bias"] - mean @ kernel)}
+        return {"encoder": params["encoder"], "head": head}
 
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")

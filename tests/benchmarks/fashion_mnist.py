@@ -105,10 +105,9 @@ def minutes(run: Path, config: ml_collections.ConfigDict) -> float:
 def probed(method: str, run: Path, config: ml_collections.ConfigDict, seed: int) -> dict[str, dict[str, float]]:
     """Accuracies of the probes, by features and column; with ``mae`` those of raw pixels and random parameters too."""
     given = load_config(CONFIGS / "evaluate" / "image_probe.py")
-    changes = {name: config.data[name] for name in ("source", "image_size", "channels")}
-    changes |= {"train_split": "train[:20000]", "eval_split": "train[58000:]", "test_split": "test"}
+    changes = {"source": config.data.source, "train_split": "train[:20000]", "eval_split": "train[58000:]"}
     with given.unlocked():
-        given.data.update(changes)
+        given.data.update(changes | {"test_split": "test"})
         given.supervised = {}
         given.seed, given.few_shot.labels = seed, (10,)
         given.random_encoders, given.raw_pixels = (1, True) if method == "mae" else (0, False)

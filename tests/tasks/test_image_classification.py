@@ -172,6 +172,13 @@ def test_a_probe_normalises_frozen_features_by_the_batch(model):
     np.testing.assert_allclose(
         compiled.logits(params, {"batch_stats": after}, viewed), normed @ head["kernel"] + head["bias"], atol=1e-4
     )
+    # Exported, the head does it: one linear layer on the features.
+    head = objective.parts(params, {"batch_stats": after})["head"]
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"],
+        normed @ np.float64(params["head"]["kernel"]) + params["head"]["bias"],
+        atol=1e-4,
+    )
     with pytest.raises(UserError, match="micro_batches is 2; ImageClassification compares all rows"):
         make_train_step(objective, None, None, seed=0, micro_batches=2)
 

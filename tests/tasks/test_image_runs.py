@@ -66,8 +66,9 @@ def test_a_run_learns_and_a_probe_of_it_leaves_its_encoder_bit_equal(name, run_o
     if RUNS[name].get("eval__examples"):
         assert list((folder / "pictures").glob("*.png"))
     size = {key: value for key, value in RUNS[name].items() if key == "data__image_size"}
-    settings = dict(steps=30, optimizer__learning_rate=0.02, optimizer__weight_decay=0.1, **size)
-    probed = classifier(folder, tmp_path / "probe", "linear", **settings)
+    # After 30 steps a twentieth of the running averages that features are normalised by is still what they began with.
+    rates = dict(optimizer__learning_rate=0.01, optimizer__weight_decay=0.1)
+    probed = classifier(folder, tmp_path / "probe", "linear", steps=100, **rates, **size)
     before, after = (read_variables(of)["params"]["encoder"] for of in (folder, tmp_path / "probe"))
     same(after, before)
     assert probed.trained.metrics["eval/accuracy"] > 0.2  # a guess reaches 0.1
@@ -79,7 +80,8 @@ def test_a_run_learns_and_a_probe_of_it_leaves_its_encoder_bit_equal(name, run_o
 
 def test_fine_tuning_moves_the_encoder_and_its_average_is_kept(run_of, tmp_path):
     folder = run_of("vit_mae")[1]
-    session = classifier(folder, tmp_path / "full", "full", steps=40, task__mixup=0.2, task__ema=0.9)
+    # For the first 40 steps the loss stays that of a guess.
+    session = classifier(folder, tmp_path / "full", "full", steps=200, task__mixup=0.2, task__ema=0.9)
     before, after = (read_variables(of) for of in (folder, tmp_path / "full"))
     encoder = after["params"]["encoder"]
     assert np.abs(encoder["patches"]["kernel"] - before["params"]["encoder"]["patches"]["kernel"]).max() > 0
