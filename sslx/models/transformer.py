@@ -192,8 +192,7 @@ class SelfAttention(nn.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value, place),
             )
             key, value, segment_ids, positions = cache.key, cache.value, cache.segment_ids, cache.positions
-        for name, array in (("query", query), ("key", key)):
-            self.sow("layer", name, array)  # costs nothing unless a caller asks for the collection
+        self.sow("layer", "compared", (query, key))  # costs nothing unless a caller asks for the collection
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
@@ -343,7 +342,7 @@ class Transformer(nn.Module):
         x, _ = self._run(x, segment_ids, positions, None, None, True, self.config.layers - 1)
         last = jax.tree.map(lambda array: array[-1], self.layers)
         _, inside = self.block.apply({"params": last}, x, segment_ids, positions, deterministic=True, mutable=["layer"])
-        query, key = (inside["layer"]["attention"][name][0] for name in ("query", "key"))
+        query, key = inside["layer"]["attention"]["compared"][0]
         return attention_probabilities(query, key, segment_ids, segment_ids)
 
     def after(
