@@ -115,6 +115,7 @@ class OnlineConfig:
 
     probe: bool = False  # eval/online_linear and eval/online_knn
     learning_rate: float = 3e-3  # of the linear classifier, constant
+    one_in: int = 4  # rows of a batch teaches the classifier: encoding them whole is what all of this costs
     train_rows: int = 4096  # whose features vote for the held-out rows nearest to them, in each evaluation
     eval_rows: int = 1024  # held-out rows that are voted for
 
@@ -192,6 +193,7 @@ LEAST = {
     "eval.batches": 1,
     "eval.patience": 1,
     "eval.examples": 0,
+    "online.one_in": 1,
     "online.train_rows": 1,
     "online.eval_rows": 1,
     "log.every_steps": 1,

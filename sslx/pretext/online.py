@@ -1,6 +1,6 @@
 """Any pretext task, with its features watched while it trains: a linear probe and nearest neighbours.
 
-In: an objective whose rows have a ``label``, which it does not look at. Each step, the encoder's features of the rows
+In: an objective whose rows have a ``label``, which it does not look at. Each step, the encoder's features of some rows
 as they are, without gradient, teach a linear classifier; each evaluation tells how many held-out rows it names right
 (``online_linear``), and how many the nearest of some training rows do (``online_knn``).
 
@@ -13,6 +13,7 @@ curve to watch: ``sslx.evaluate``, which trains a probe to the end on features t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -92,13 +93,16 @@ class Watched(Objective):
         return viewed | {"weights": weights, NAME: _rows(batch) | {"label": batch["label"]}}
 
     def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
-        own, rest = state[NAME], _without(state)
+        own, rest, weight = state[NAME], _without(state), batch["weights"][NAME]
+        watched = batch[NAME]
+        if train:
+            watched, weight = jax.tree.map(self._thinned, (watched, weight))
         out = self.objective.loss(params, rest, _without(batch), key, step, train=train)
         # The barrier keeps the compiler from making one computation of parts of two, whose rounding might differ.
         encoder, rows = jax.lax.optimization_barrier(
-            jax.lax.stop_gradient((self.objective.encoder(params, rest), batch[NAME]))
+            jax.lax.stop_gradient((self.objective.encoder(params, rest), watched))
         )
-        features, label, weight = self.objective.encode(encoder, _rows(rows)), rows["label"], batch["weights"][NAME]
+        features, label = self.objective.encode(encoder, _rows(rows)), rows["label"]
         apart = features - own["mean"]
         x = apart * jax.lax.rsqrt(own["variance"] + EPS)
         logits = x @ own["head"]["kernel"] + own["head"]["bias"]
@@ -111,6 +115,11 @@ class Watched(Objective):
         gradient = {"kernel": x.T @ error, "bias": jnp.sum(error, axis=0)}
         seen = {"rows": jnp.float32(len(label)), "apart": jnp.sum(apart, axis=0), "squared": jnp.sum(apart**2, axis=0)}
         return out.replace(metrics=metrics, stats={**out.stats, NAME: Sum({"gradient": gradient, **seen})})
+
+    def _thinned(self, array: Array) -> Array:
+        """One row in so many, evenly, so that each device has its part; in fewer, where so many do not divide them."""
+        apart = math.gcd(self.config.one_in, len(array))
+        return array.reshape(len(array) // apart, apart, *array.shape[1:])[:, 0]
 
     def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
         """Moves the classifier, then the running averages; the first update sets them."""
