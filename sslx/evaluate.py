@@ -3,9 +3,9 @@
 Features of labelled rows (`Objective.encode`) go through a linear probe, nearest neighbours, and classifiers that have
 seen 1, 5 or 10 labels of each class. In the same table are honest baselines: the same architecture with random
 parameters and, where the config asks for it, trained on the labels for as many steps; raw pixels of pictures, TF-IDF of
-texts. The table is printed, and written with a picture to RUN/evaluate/NAME/. An evaluation with another config or of
-another checkpoint that finds this folder taken goes to NAME_2, NAME_3 and so on, so that nothing is lost; the same
-evaluation again replaces its own.
+texts. The table is printed, and written to RUN/evaluate/NAME/ with pictures, also for TensorBoard: of the features and,
+of a ViT, of what its last layer attends to. An evaluation with another config or of another checkpoint that finds this
+folder taken goes to NAME_2, NAME_3 and so on, so that nothing is lost; the same evaluation again replaces its own.
 
   --run=FOLDER            the run
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
@@ -14,9 +14,12 @@ evaluation again replaces its own.
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path as LocalPath
 from typing import Any
 
 import jax
@@ -24,6 +27,8 @@ import ml_collections
 import numpy as np
 from absl import flags
 from etils.epath import Path
+from PIL import Image
+from tensorboardX import SummaryWriter
 
 from sslx import entry, finetune
 from sslx.config import OptimizerConfig, build, load_class
@@ -37,7 +42,7 @@ from sslx.probing.linear import linear_probe
 from sslx.probing.picture import draw_projections
 from sslx.probing.probe import SPLITS, Probe, ProbeConfig, result
 from sslx.runtime import configure, display
-from sslx.storage import write_figure, write_text
+from sslx.storage import upload, write_figure, write_picture, write_text
 from sslx.train.console import Console
 from sslx.train.initialise import CODEBOOK
 from sslx.train.sharding import unbox
@@ -104,7 +109,12 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
     write_figure(
         target / "projection.png", draw_projections(shown, labels["test"], data.label_names, config.projection)
     )
-    console.say(f"written: {display(target)}/probes.json, {display(target)}/projection.png")
+    pictures = probe.pictures(config, rows, run)
+    for name, picture in pictures.items():
+        write_picture(target / f"{name}.png", picture)
+    drawn = [f"{name}.png" for name in ("projection", *pictures)]
+    _to_tensorboard(target, drawn, run.step)
+    console.say(f"written: {', '.join(f'{display(target)}/{name}' for name in ('probes.json', *drawn))}")
     return values | {"results": results}
 
 
@@ -157,6 +167,19 @@ def _target(folder: Path, name: str, values: dict[str, Any]) -> Path:
                 return target
         except (OSError, ValueError):  # cut short, or a folder of something else; it stays
             continue
+
+
+def _to_tensorboard(target: Path, drawn: list[str], step: int) -> None:
+    """Shows pictures of the folder in TensorBoard, in place of those of the same evaluation made before."""
+    for before in target.glob("events.*"):
+        before.unlink()
+    with tempfile.TemporaryDirectory() as made:
+        board = SummaryWriter(made)
+        for name in drawn:
+            picture = Image.open(io.BytesIO((target / name).read_bytes())).convert("RGB")
+            board.add_image(f"evaluate/{name.removesuffix('.png')}", np.asarray(picture), step, dataformats="HWC")
+        board.close()
+        upload(LocalPath(made), target)
 
 
 def _check_features(splits: Mapping[str, Labelled], run: LoadedRun) -> None:

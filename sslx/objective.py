@@ -80,6 +80,9 @@ class Objective(abc.ABC):
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
     modality: ClassVar[str] = "text"  # what its rows are of: text | images
     unit: ClassVar[str] = "nats"  # of its loss; "" where it has none
+    # Rows of the training data that evaluation compares held-out rows with, and how many of these; 0: none.
+    bank_rows: ClassVar[int] = 0
+    compared_rows: ClassVar[int] = 0
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 
@@ -163,6 +166,14 @@ class Objective(abc.ABC):
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         """Per-row arrays for ``score`` and ``show``, made on device from a batch that ``views`` has been through."""
+        return {}
+
+    def remember(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
+        """What ``compare`` needs of training rows that have been through no ``views``, an entry a row; on device."""
+        return {}
+
+    def compare(self, params: Any, state: Any, batch: Batch, bank: Mapping[str, Array]) -> dict[str, Mean]:
+        """Metrics of held-out rows, through no ``views``, beside what ``remember`` made of ``bank_rows`` others."""
         return {}
 
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch ..."] | None:

@@ -24,7 +24,7 @@ from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, progress, together
-from sslx.train.initialise import from_scratch, load_codebook, load_encoder, load_statistics, objective_class
+from sslx.train.initialise import from_scratch, load_codebook, load_encoder, load_statistics, trained_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.optimizer import check_optimizer, make_schedule
@@ -68,7 +68,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         resumes = has_checkpoint(workdir)
         if resumes and (workdir / "tokenizer").is_dir():
             tokenizer = workdir / "tokenizer"
-        kind = objective_class(written)
+        kind = trained_class(written, config)
         # Preparing data may take hours: what is wrong whatever they are is told first.
         _check_optimizer(config)
         mesh = make_mesh(config.mesh)
@@ -139,7 +139,7 @@ def check_run(written: Mapping[str, Any], part: str) -> None:
     """
     config = run_config(written, part)
     require_wandb(config.log.wandb)
-    kind = objective_class(written)
+    kind = trained_class(written, config)
     _check_optimizer(config)
     objective, data = kind.prepare({**written, **dataclasses.asdict(config)})
     _check_best_metric(Trainer(config, objective, data, make_mesh(MeshConfig(data=1), jax.devices()[:1])))

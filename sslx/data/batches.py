@@ -91,12 +91,27 @@ def training_rows(rows: RandomAccessRows, order: RowOrder, positions: np.ndarray
     return batch | {"row": ids.astype(np.int32)}
 
 
+class SomeRows:
+    """So many of some rows, or all if there are no more, drawn by a seed."""
+
+    def __init__(self, rows: RandomAccessRows, count: int, seed: int):
+        self._rows = rows
+        self._ids = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def fetch(self, row_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """As that of the rows, whose ids are counted anew."""
+        return self._rows.fetch(self._ids[row_ids])
+
+
 class EvalBatches:
     """All rows once, in their order; the last batch is filled up with copies marked 0 in float32[batch] ``valid``."""
 
     def __init__(
         self,
-        rows: RandomAccessRows,
+        rows: RandomAccessRows | SomeRows,
         batch_size: int,
         sharding: jax.sharding.Sharding,
         batches: int | None = None,

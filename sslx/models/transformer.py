@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from sslx.errors import UserError, choose
-from sslx.models.attention import attend
+from sslx.models.attention import attend, attention_probabilities
 from sslx.models.layers import Dense, Dropout, Initializer, Norm, activation, bert_init
 
 REMAT = {
@@ -192,6 +192,7 @@ class SelfAttention(nn.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value, place),
             )
             key, value, segment_ids, positions = cache.key, cache.value, cache.segment_ids, cache.positions
+        self.sow("layer", "compared", (query, key))  # costs nothing unless a caller asks for the collection
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
@@ -331,6 +332,19 @@ class Transformer(nn.Module):
         """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
         return self._run(x, segment_ids, positions, None, keep, True)[1]
 
+    def last_attention(
+        self,
+        x: Float[Array, "batch length width"],
+        segment_ids: Int[Array, "batch length"],
+        positions: Int[Array, "batch length ..."],
+    ) -> Float[Array, "batch heads length length"]:
+        """How much each position of the last layer takes of each, by head; no dropout, and not for causal models."""
+        x, _ = self._run(x, segment_ids, positions, None, None, True, self.config.layers - 1)
+        last = jax.tree.map(lambda array: array[-1], self.layers)
+        _, inside = self.block.apply({"params": last}, x, segment_ids, positions, deterministic=True, mutable=["layer"])
+        query, key = inside["layer"]["attention"]["compared"][0]
+        return attention_probabilities(query, key, segment_ids, segment_ids)
+
     def after(
         self,
         x: Float[Array, "batch length width"],
@@ -374,7 +388,8 @@ class Transformer(nn.Module):
 
         if REMAT[config.remat] is not None:
             apply = jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=False)
-        whole = (layers or config.layers) if picked is None else config.layers - 1
+        layers = config.layers if layers is None else layers
+        whole = layers if picked is None else config.layers - 1
         x, kept = jax.lax.scan(
             lambda x, scanned: apply(x, *scanned),
             x,

@@ -188,6 +188,17 @@ class VitEncoder(nn.Module):
           hidden: Patches in whose place a token stands, and that token.
           deterministic: No dropout.
         """
+        x, positions = self.tokens(batch, visible, hidden)
+        x = self.drop(x, deterministic=deterministic)
+        return self.transformer(x, jnp.ones(x.shape[:2], jnp.int32), positions, deterministic=deterministic)
+
+    def tokens(
+        self,
+        batch: dict[str, Any],
+        visible: Int[Array, "batch visible"] | None = None,
+        hidden: tuple[Int[Array, "batch hidden"], Float[Array, " width"]] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], Int[Array, "batch tokens axes"]]:
+        """What the first layer sees, and where each token stands."""
         config = self.config
         dtype = config.compute_dtype
         seen = lambda table: table if visible is None else look_up(table, None, visible)  # noqa: E731
@@ -212,9 +223,14 @@ class VitEncoder(nn.Module):
         if front:
             tokens = jnp.concatenate(front).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)
-        x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
-        x = self.drop(x, deterministic=deterministic)
-        return self.transformer(x, jnp.ones(x.shape[:2], jnp.int32), positions, deterministic=deterministic)
+        return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), positions
+
+    def attention(self, batch: dict[str, Any]) -> Float[Array, "batch heads patches"]:
+        """How much the last layer's class token takes of each patch; without one, all patches on average."""
+        x, positions = self.tokens(batch)
+        shares = self.transformer.last_attention(x, jnp.ones(x.shape[:2], jnp.int32), positions)
+        front = self.config.front
+        return jnp.mean(shares[:, :, :1] if self.config.class_token else shares[:, :, front:], axis=2)[..., front:]
 
     def positions(self, rows: int, visible: Int[Array, "batch visible"] | None) -> Int[Array, "batch tokens axes"]:
         """Row and column of each token, from 1; those in front stand at 0, which RoPE does not turn."""

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 from etils.epath import Path
 
+from sslx.data.batches import SomeRows
 from sslx.data.images import ImageConfig, PictureSet, PreparedImages, prepare_images
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
+from sslx.models.vit import VitConfig
+from sslx.probing.attention import attention_sheet
 from sslx.probing.features import Labelled
 from sslx.probing.probe import ProbeConfig, Result
 
 ROWS_AT_ONCE = 1024
+SHOWN = 12  # pictures with what is attended to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,15 @@ class ImageProbe:
         self, config: ImageProbeConfig, rows: Mapping[str, Any], labels: Mapping[str, np.ndarray], run: LoadedRun
     ) -> list[Result]:
         return []
+
+    def pictures(self, config: ImageProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, np.ndarray]:
+        """What a ViT attends to; other encoders have no such thing."""
+        model = run.objective.model
+        if not isinstance(model, VitConfig):
+            return {}
+        some = SomeRows(rows["test"], SHOWN, config.seed)
+        encoder = run.objective.encoder(run.variables["params"], run.variables["state"])
+        return {"attention": attention_sheet(model, encoder, some.fetch(np.arange(len(some)))["image"])}
 
 
 def _pixels(rows: Any) -> Labelled:

@@ -73,6 +73,10 @@ class Probe(Protocol):
         """Results of other models on the test rows."""
         ...
 
+    def pictures(self, config: Any, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, np.ndarray]:
+        """Pictures by name, uint8[height, width, 3], of what the encoder makes of some test rows; {} for none."""
+        ...
+
 
 def result(features: str, probe: str, guesses: np.ndarray, labels: np.ndarray, chosen: dict[str, Any]) -> Result:
     """One line of what is written: accuracy and macro-F1 of guesses, and how the probe was chosen."""

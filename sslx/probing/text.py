@@ -70,6 +70,9 @@ class TextProbe:
         guesses, chosen = bag_of_words(texts, labels)
         return [result("TF-IDF", "linear", guesses, labels["test"], chosen)]
 
+    def pictures(self, config: TextProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, np.ndarray]:
+        return {}
+
 
 def texts_of(rows: Any, tokenizer: Any) -> list[str]:
     """What the encoder sees of each row, as text."""

@@ -15,7 +15,7 @@ import numpy as np
 from etils.epath import Path
 from flax import traverse_util
 
-from sslx.config import TO_BE_GIVEN, load_class
+from sslx.config import TO_BE_GIVEN, RunConfig, load_class
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.objective import Objective
@@ -41,6 +41,15 @@ def objective_class(written: Mapping[str, Any]) -> type[Objective]:
     part = part_of(written)
     table = {"pretext": PRETEXTS, "task": TASKS}[part]
     return load_class(written[part]["name"], table, f"config.{part}.name", Objective)
+
+
+def trained_class(written: Mapping[str, Any], config: RunConfig) -> type[Objective]:
+    """The class that a run trains: its objective's, or the one that watches the features of that while it trains."""
+    if config.online.probe:
+        from sslx.pretext.online import Watched
+
+        return Watched
+    return objective_class(written)
 
 
 class RunFolder:

@@ -68,7 +68,7 @@ class Trainer:
         self.program = Program(config, objective, row, sharding.make_mesh(config.mesh) if mesh is None else mesh)
         order = data.train.order(config.seed)
         self.batches = TrainBatches(data.train, order, config.batch_size, self.program.batch_sharding, config.seed)
-        self.evaluator = Evaluator(self.program)
+        self.evaluator = Evaluator(self.program, data.train)
 
     def run(
         self, workdir: Path, console: Console, written: dict[str, Any], start: Callable[[], TrainState] | None = None

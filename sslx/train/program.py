@@ -74,6 +74,8 @@ class Program:
         # Replicated, so that every host reads all sums and all rows.
         self.eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
         self.predict_step = jax.jit(predict, out_shardings=everywhere)
+        self.remember_step = jax.jit(objective.remember, out_shardings=everywhere)
+        self.compare_step = jax.jit(objective.compare, out_shardings=everywhere)
 
     @property
     def parameters(self) -> int:

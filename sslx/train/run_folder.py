@@ -7,6 +7,7 @@ whether a config may resume a run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -18,7 +19,7 @@ from typing import Any
 import filelock
 from etils.epath import Path
 
-from sslx.config import differences, may_change
+from sslx.config import RunConfig, differences, may_change
 from sslx.errors import UserError, nearest
 from sslx.storage import absolute, is_remote, write_text
 
@@ -89,6 +90,8 @@ def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     config = json.loads(json.dumps(config))
     path = Path(run) / "config.json"
     old = read_config(run) if path.is_file() and has_checkpoint(run) else None
+    if old:  # a group of values that is younger than the run
+        old = json.loads(json.dumps(dataclasses.asdict(RunConfig()))) | old
     if config["optimizer"]["schedule_steps"] is None:
         config["optimizer"]["schedule_steps"] = old["optimizer"]["schedule_steps"] if old else config["steps"]
     if old:
