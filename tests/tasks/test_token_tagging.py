@@ -195,7 +195,8 @@ def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, 
     assert names == NAMES
     for name, array in one.eval.fetch(np.arange(8)).items():
         np.testing.assert_array_equal(array, other.eval.fetch(np.arange(8))[name])
-    with pytest.raises(UserError, match=r"tfds:named has no field 'tags'; .*valid: id, ner, tokens"):
+    said = r"^tfds:named has no field 'tags'; valid: id, ner, tokens; --config.data.tags_field=NAME reads another$"
+    with pytest.raises(UserError, match=said):
         prepared("tfds:named", tfds_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"field 'id' is no sequence of class labels"):
         prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
@@ -253,7 +254,8 @@ def test_bad_files_are_told_by_line(tmp_path):
     refused("b.txt", "EU B-ORG\n", "conll", r"b\.txt:1: expected a column 3", tag_column=3)
     good, unequal = '{"tokens": ["a"], "tags": ["O"]}\n', '{"tokens": ["a", "b"], "tags": ["O"]}\n'
     refused("c.jsonl", good + unequal, "jsonl", r"c\.jsonl:2: 2 tokens and 1 tags; expected a tag for each token")
-    refused("d.jsonl", '{"tokens": ["a"], "tag": ["O"]}\n', "jsonl", r"d\.jsonl:1: no field 'tags'; did you mean 'tag'")
+    said = r"d\.jsonl:1: no field 'tags'; did you mean 'tag'\? .*; --config\.data\.tags_field=NAME reads another$"
+    refused("d.jsonl", '{"tokens": ["a"], "tag": ["O"]}\n', "jsonl", said)
     refused("e.jsonl", '{"tokens": "a", "tags": ["O"]}\n', "jsonl", r"field 'tokens' is no list but str")
     refused("f.jsonl", good + "{\n", "jsonl", r"f\.jsonl:2: not JSON")
     refused("g.txt", "\n\n", "conll", "holds no records")
