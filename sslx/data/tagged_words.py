@@ -255,11 +255,18 @@ def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
             raise MissingField(f"{where}: no field {name!r}; {nearest(name, given)}", key)
         if not isinstance(given[name], list):
             raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
-        lists.append([str(item) for item in given[name]])
+        lists.append([_in_words(item, f"{where}: {name}[{i}]") for i, item in enumerate(given[name])])
     words, tags = lists
     if len(words) != len(tags):
         raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
     return _record(words, tags)
+
+
+def _in_words(item: Any, where: str) -> str:
+    if isinstance(item, bool) or not isinstance(item, str | int | float):
+        kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
+        raise UserError(f"{where} is {kinds[type(item)]}; expected a string or a number")
+    return str(item)
 
 
 def _from_tfds(

@@ -202,6 +202,15 @@ def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, 
         prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
 
 
+def test_numbers_are_words_and_tags(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["in", 1999, 2.5], "tags": [0, 1, 1]}\n' * 60)
+    data, names = prepared(f"jsonl:{tmp_path / 'a.jsonl'}", tokenizer="byte")
+    assert names == ("0", "1")
+    assert (
+        data.tokenizer.decode(data.train.fetch(np.array([0]))["tokens"][0], skip_special_tokens=True) == "in 1999 2.5"
+    )
+
+
 def test_half_a_surrogate_pair_in_a_word_is_an_unknown_character(tmp_path):
     records = [{"tokens": ["EU", "caf\ud800"], "tags": ["B-ORG", "O"]}, {"tokens": ["caf\ufffd"], "tags": ["O"]}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -258,6 +267,12 @@ def test_bad_files_are_told_by_line(tmp_path):
     refused("d.jsonl", '{"tokens": ["a"], "tag": ["O"]}\n', "jsonl", said)
     refused("e.jsonl", '{"tokens": "a", "tags": ["O"]}\n', "jsonl", r"field 'tokens' is no list but str")
     refused("f.jsonl", good + "{\n", "jsonl", r"f\.jsonl:2: not JSON")
+    for item, kind in {"null": "null", '["a"]': "a list", '{"a": "b"}': "an object", "true": "true or false"}.items():
+        bad = good + f'{{"tokens": ["a", {item}], "tags": ["O", "O"]}}\n'
+        refused("h.jsonl", bad, "jsonl", rf"h\.jsonl:2: tokens\[1\] is {kind}; expected a string or a number$")
+        bad = good.replace("tags", "ner") + f'{{"tokens": ["a"], "ner": [{item}]}}\n'
+        said = rf"i\.jsonl:2: ner\[0\] is {kind}; expected a string or a number$"
+        refused("i.jsonl", bad, "jsonl", said, tags_field="ner")
     refused("g.txt", "\n\n", "conll", "holds no records")
     with pytest.raises(
         UserError, match=r"config.data.source is empty; expected one of python_names, conll:GLOB, jsonl:GLOB, tfds"
