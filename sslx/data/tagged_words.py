@@ -191,6 +191,18 @@ def prepare_tagged_words(
     return prepared, names
 
 
+def as_word(item: Any, where: str) -> str:
+    """A word or a tag as JSON has it, a string or a number.
+
+    Raises:
+      UserError: it is neither; says ``where``.
+    """
+    if isinstance(item, bool) or not isinstance(item, str | int | float):
+        kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
+        raise UserError(f"{where} is {kinds.get(type(item), type(item).__name__)}; expected a string or a number")
+    return str(item)
+
+
 def _first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """For each token of the joined words, the word whose first piece it is, or `NO_TAG`."""
     ends = np.cumsum([len(word) + 1 for word in words]).tolist()  # beyond the space behind each word
@@ -255,18 +267,11 @@ def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
             raise MissingField(f"{where}: no field {name!r}; {nearest(name, given)}", key)
         if not isinstance(given[name], list):
             raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
-        lists.append([_in_words(item, f"{where}: {name}[{i}]") for i, item in enumerate(given[name])])
+        lists.append([as_word(item, f"{where}: {name}[{i}]") for i, item in enumerate(given[name])])
     words, tags = lists
     if len(words) != len(tags):
         raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
     return _record(words, tags)
-
-
-def _in_words(item: Any, where: str) -> str:
-    if isinstance(item, bool) or not isinstance(item, str | int | float):
-        kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
-        raise UserError(f"{where} is {kinds[type(item)]}; expected a string or a number")
-    return str(item)
 
 
 def _from_tfds(
