@@ -5,14 +5,23 @@ The same command resumes a run that was interrupted, and goes on with a finished
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from pathlib import Path as LocalPath
+from typing import Any
+
 import ml_collections
 from etils.epath import Path
 
 from sslx import entry
+from sslx.entry import load_config
 from sslx.runtime import display
 from sslx.session import Session, hosts_config, train
 from sslx.train.hosts import joined
 from sslx.train.initialise import inherited
+from sslx.train.run_folder import has_checkpoint, read_config
+
+FINETUNE = LocalPath(__file__).parents[1] / "configs" / "finetune" / "text_classification.py"
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
@@ -40,8 +49,20 @@ def _conclude(session: Session, workdir: Path) -> None:
             beside = f", {abs(chance - loss):.3f} nats {'below' if loss < chance else 'above'} chance ({chance:.3f})"
         say(f"done: held-out loss {loss:.4f}{beside}; curves in {run}/curves.png")
     say("next:")
-    say(f"  tensorboard --logdir={run}")
-    say(f"  python -m sslx.finetune --config=configs/finetune/text_classification.py --config.init={run}")
+    say(f"  tensorboard --logdir={shlex.quote(run)}")
+    if FINETUNE.is_file():  # a package that was installed elsewhere has no configs beside it
+        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(session.written['model'], workdir))}")
+
+
+def _finetune_flags(model: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Flags with which fine-tuning from the run in ``workdir`` works as they stand."""
+    run, usual = display(workdir), Path("runs") / FINETUNE.stem
+    given = [f"--config={display(FINETUNE)}", f"--config.init={run}"]
+    if model.get("positions") == "learned" and model["max_length"] < load_config(FINETUNE).data.seq_len:
+        given.append(f"--config.data.seq_len={model['max_length']}")
+    if has_checkpoint(usual) and read_config(usual).get("init") != run:
+        given.append(f"--workdir={usual}_{workdir.name}")
+    return given
 
 
 if __name__ == "__main__":

@@ -15,27 +15,25 @@ from typing import Any
 import sslx
 from sslx.train.run_folder import read_splits
 
-USES = {
-    "hf": """```python
+HF = """```python
 from transformers import AutoTokenizer, {name}
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {name}.from_pretrained("FOLDER")
-```""",
-    "stablehlo": """```python
+```"""
+# One dictionary, with all inputs that the table names and no others.
+STABLEHLO = """```python
 import numpy as np
 from jax import export
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER/tokenizer")
-features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
-given = tokenizer(["a text"], padding="max_length", truncation=True, max_length={length}, return_tensors="np")
-real = given["attention_mask"].astype(np.int32)  # 1, and 0 for padding
-rows = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": real, "positions": real * np.arange({length})}
-rows["positions"] = rows["positions"].astype(np.int32)
-features(rows)  # one dictionary, with all inputs that the table above names
-```""",
-}
+{function} = export.deserialize(open("FOLDER/{function}.stablehlo", "rb").read()).call
+given = tokenizer({texts}, padding="max_length", truncation={cut}, max_length={length}, return_tensors="np"{types})
+real = given["attention_mask"]  # 1, and 0 for padding
+rows = {{"tokens": given["input_ids"], "segment_ids": real, "positions": real * np.arange({length}){token_types}}}
+found = {function}({{name: array.astype(np.int32) for name, array in rows.items()}})  # {result}
+```"""
 
 
 def last_metrics(run: Path, step: int) -> dict[str, float]:
@@ -94,7 +92,7 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "transformers" if form == "hf" else "jax"
-    use = USES[form].replace("{name}", class_name).replace("{length}", str(data.get("seq_len", "")))
+    use = HF.replace("{name}", class_name) if form == "hf" else _stablehlo_use(config, notes)
     return f"""---
 license: # to be filled in by whoever publishes the model
 library_name: {library}
@@ -118,3 +116,25 @@ Trained by `python -m sslx.{entry}` with this config, and exported by
 {json.dumps(config, indent=2)}
 ```
 """
+
+
+def _stablehlo_use(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """How a function of a text model is called: of the head, where a task has one, else of the features."""
+    data, task = config["data"], config.get("task", {}).get("name")
+    function = "logits" if task and "logits.stablehlo" in notes else "features"
+    inputs, _, result = notes[f"{function}.stablehlo"].partition(" -> ")
+    texts, cut = '["a text"]', "True"
+    if data.get("pair_field"):
+        texts = '["a text"], ["its pair"]'
+    elif task == "question_answering":
+        texts, cut = '["a question"], ["its context"]', '"only_second"'
+    typed = "token_types" in inputs
+    return STABLEHLO.format(
+        function=function,
+        texts=texts,
+        cut=cut,
+        length=data.get("seq_len", ""),
+        types=", return_token_type_ids=True" if typed else "",
+        token_types=', "token_types": given["token_type_ids"]' if typed else "",
+        result=result,
+    )
