@@ -12,6 +12,18 @@ class UserError(Exception):
     """A mistake in what the user gave. Entries print it as one line, without a traceback, and exit with 2."""
 
 
+class MissingField(UserError):
+    """A source has no field of the name that ``key`` of the config gives; ``said`` is the line without the key."""
+
+    def __init__(self, said: str, key: str):
+        super().__init__(said, key)  # both, since pickle makes an exception of another process from these
+        self.said = said
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"{self.said}; --{self.key}=NAME reads another"
+
+
 class Unavailable(RuntimeError):
     """Something outside the run is gone that may come back, a host or a store: the same command may succeed later."""
 

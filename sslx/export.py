@@ -3,7 +3,8 @@
 --run=FOLDER            the run
 --format=hf             config.json, model.safetensors, tokenizer (of pictures: preprocessor_config.json) and a model
                         card, which transformers loads; of the original BERT, RoBERTa, ELECTRA, GPT-2 and ViT
---format=stablehlo      features (and logits, where there is a head) of any model as StableHLO, for any batch
+--format=stablehlo      features (and logits, where there is a head) of any model as StableHLO, for any batch; the card
+                        says how they are called
 --out=FOLDER            where to; must not exist
 --step=N                which checkpoint; default: the best of a task's run, the newest of any other
 --encoder_only          without the head (hf)
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -89,6 +91,9 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
         else:
             _, row = objective_class(config).abstract(config)
             class_name, notes = "", stablehlo.write(objective, params, state, row, made)
+            if names := getattr(objective, "label_names", ()):
+                (made / "labels.json").write_text(json.dumps(names) + "\n", encoding="utf8")
+                notes["labels.json"] = "the classes, in the order of the logits"
             if (folder / "tokenizer").is_dir():
                 # Features are of whole texts, also those of a causal language model.
                 _complete(objective, folder, config["data"], continued=False)[0].save_pretrained(made / "tokenizer")

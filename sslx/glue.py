@@ -40,7 +40,7 @@ from sslx.config import differences
 from sslx.data.cache import cache_folder
 from sslx.data.sources import open_collection
 from sslx.entry import load_config
-from sslx.errors import UserError, choose
+from sslx.errors import MissingField, UserError, choose
 from sslx.runtime import display
 from sslx.storage import is_remote, write_text
 from sslx.sweep import Job, become, check_switches, own_flags_cut, row_index, run_jobs, told_failures
@@ -208,7 +208,8 @@ def _check_ready(tasks: Sequence[str], data: dict[str, Any]) -> None:
             open_collection(f"tfds:glue/{name}", text_field=task.text, pair_field=task.pair, **where)
         except UserError as error:
             missing.append(name)
-            reason = reason or str(error)
+            # The names of the fields are the task's own.
+            reason = reason or (error.said if isinstance(error, MissingField) else str(error))
     if missing:
         ready = [name for name in dict.fromkeys(tasks) if name not in missing]
         others = f"; {', '.join(missing[1:])} neither" if missing[1:] else ""

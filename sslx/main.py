@@ -5,14 +5,24 @@ The same command resumes a run that was interrupted, and goes on with a finished
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from pathlib import Path as LocalPath
+from typing import Any
+
 import ml_collections
 from etils.epath import Path
 
 from sslx import entry
+from sslx.entry import load_config
 from sslx.runtime import display
 from sslx.session import Session, hosts_config, train
 from sslx.train.hosts import joined
 from sslx.train.initialise import inherited
+from sslx.train.run_folder import has_checkpoint, read_config
+
+FINETUNE = LocalPath(__file__).parents[1] / "configs" / "finetune"
+FINETUNES = {"text": "text_classification.py", "images": "image_classification.py"}  # by modality
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
@@ -40,10 +50,25 @@ def _conclude(session: Session, workdir: Path) -> None:
             away = f"{abs(chance - loss):.3f} {session.objective.unit}".strip()
             beside = f", {away} {'below' if loss < chance else 'above'} chance ({chance:.3f})"
         say(f"done: held-out loss {loss:.4f}{beside}; curves in {run}/curves.png")
-    task = {"text": "text_classification", "images": "image_classification"}[session.objective.modality]
     say("next:")
-    say(f"  tensorboard --logdir={run}")
-    say(f"  python -m sslx.finetune --config=configs/finetune/{task}.py --config.init={run}")
+    say(f"  tensorboard --logdir={shlex.quote(run)}")
+    finetune = FINETUNE / FINETUNES[session.objective.modality]
+    if finetune.is_file():  # a package that was installed elsewhere has no configs beside it
+        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(finetune, session.written, workdir))}")
+
+
+def _finetune_flags(finetune: LocalPath, written: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Flags with which fine-tuning from the run in ``workdir`` works as they stand."""
+    run, usual, usually, model = display(workdir), Path("runs") / finetune.stem, load_config(finetune), written["model"]
+    given = [f"--config={display(finetune)}", f"--config.init={run}"]
+    if "seq_len" in usually.data and model.get("positions") == "learned" and model["max_length"] < usually.data.seq_len:
+        given.append(f"--config.data.seq_len={model['max_length']}")
+    for name in ("image_size", "channels"):
+        if name in written["data"] and written["data"][name] != usually.data[name]:
+            given.append(f"--config.data.{name}={written['data'][name]}")
+    if has_checkpoint(usual) and read_config(usual).get("init") != run:
+        given.append(f"--workdir={usual}_{workdir.name}")
+    return given
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Asks a trained run about texts or pictures: ``python -m sslx.predict --run=runs/bert_mlm --input=texts.jsonl``.
 
 In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify or score pairs; "question" and "context" to
-answer), or .txt with a text a line. Of a run on pictures: a folder, a file, a pattern of files, or .jsonl with a field
-"image", the path of one, which if it is relative begins where the .jsonl lies. Out: a JSON object a line, in the same
-order (of a folder, sorted by path), with the fields of the input.
+answer; "tokens", a list of words, to tag these and no text), or .txt with a text a line. Of a run on pictures: a
+folder, a file, a pattern of files, or .jsonl with a field "image", the path of one, which if it is relative begins
+where the .jsonl lies. Out: a JSON object a line, in the same order (of a folder, sorted by path), with the fields of the
+input.
 
   --run=FOLDER            the run
   --verb=NAME             fill | generate | classify | score | tag | answer | embed; default: what it was trained for
@@ -185,14 +186,18 @@ def _records(content: str, file: str, verb: Verb, keep: tuple[str, ...]) -> tupl
 
 def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[str, Any]:
     record = json_object(line, lambda: where)
-    valid = (*verb.fields, *verb.optional, *ALWAYS, *keep)
+    listed = (verb.listed,) if verb.listed else ()
+    valid = (*verb.fields, *verb.optional, *listed, *ALWAYS, *keep)
     for name in record:
         if name in verb.answer_fields():
             raise UserError(f"{where}: field {name!r} is one of the answer's; give it another name")
         if name not in valid:
             raise UserError(f"{where}: unknown field {name!r}; {nearest(name, valid)}; --keep={name} copies it")
+    instead = verb.listed in record  # it is looked at where its words are
     for name in verb.fields:
-        if name not in record:
+        if instead and name in record:
+            raise UserError(f"{where}: both {name!r} and {verb.listed!r}; expected one of them")
+        if not instead and name not in record:
             raise UserError(f"{where}: no field {name!r}; expected {_expected('-', verb)}")
     for name in (*verb.fields, *verb.optional):
         if not isinstance(record.get(name, ""), str):
@@ -202,6 +207,7 @@ def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[st
 
 def _expected(file: str, verb: Verb) -> str:
     fields = " and ".join(f'"{name}"' for name in verb.fields)
+    fields += f' or a list "{verb.listed}"' if verb.listed else ""
     return "a text a line" if file.endswith(".txt") else f"a JSON object a line, with {fields}"
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 import sslx
 from sslx import finetune, main
+from sslx.data.questions import Question
 from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError
 from sslx.export import export
@@ -206,20 +207,74 @@ def test_stablehlo_computes_what_the_run_does_for_any_batch(run, tmp_path, packe
         np.testing.assert_allclose(loaded["logits"].call(batch), logits, atol=1e-5)
 
 
+def recipe_run(folder):
+    """What the snippet of an exported card finds."""
+    recipe = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    scope: dict = {}
+    exec(recipe.replace("FOLDER", str(folder)), scope)
+    return recipe, scope["found"], scope["rows"]
+
+
 def test_the_card_says_how_to_get_the_features_of_a_text(trained, tmp_path):
     # Those of a causal model are its last token's, which is the end of the text.
     run = trained("gpt_clm")
     export(str(run), str(tmp_path / "out"), "stablehlo")
-    recipe = (tmp_path / "out" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    recipe, found, _ = recipe_run(tmp_path / "out")
     assert '"a text"' in recipe
-    scope: dict = {}
-    exec(recipe.replace("FOLDER", str(tmp_path / "out")).replace("\nfeatures(", "\nfound = features("), scope)
     loaded = sslx.load(run).run
     tokens = np.array([whole_document(loaded, "a text").tokens], np.int32)
     places = np.arange(tokens.shape[1], dtype=np.int32)[None]
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places}
     variables = loaded.objective.encoder(loaded.variables["params"], loaded.variables["state"])
-    np.testing.assert_allclose(scope["found"], loaded.objective.encode(variables, batch), atol=1e-5)
+    np.testing.assert_allclose(found, loaded.objective.encode(variables, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["text_classification", "question_answering", "sentence_order"])
+def test_the_card_says_how_to_give_what_tells_two_texts_apart(tiny_config, tmp_path, task):
+    run, changes = tmp_path / "run", {"steps": 1, "optimizer.warmup_steps": 0, "eval.batches": 1, "model.layers": 1}
+    if task == "sentence_order":
+        main.main(tiny_config("bert_mlm", changes | {"pretext.sentence": "sop"}), run)
+    else:
+        changes |= {"init": "scratch", "checkpoint.best_metric": "eval/loss", "checkpoint.best_mode": "min"}
+        words = ["anna", "met", "bob", "in", "rome", "by", "the", "river"]
+        if task == "text_classification":
+            rows = [{"text": w, "pair": v, "label": "yes" if w == v else "no"} for w in words for v in words]
+            (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            changes |= {"data.source": f"jsonl:{tmp_path}/a.jsonl", "data.pair_field": "pair"}
+        else:
+            asked = [{"question": "who ?", "answers": [{"text": "anna", "answer_start": 0}]}]
+            paragraphs = [{"context": f"{' '.join(words)} {i}", "qas": asked} for i in range(40)]
+            (tmp_path / "a.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+            changes |= {"data.source": f"squad:{tmp_path}/a.json", "data.max_question_length": 8, "data.doc_stride": 8}
+        finetune.main(tiny_config(f"finetune/{task}", changes), run)
+    export(str(run), str(tmp_path / "out"), "stablehlo")
+    _, found, rows = recipe_run(tmp_path / "out")
+    model = sslx.load(run)
+    tokens_of = model.run.tokens_of
+    texts = {"text_classification": ("a text", "its pair"), "question_answering": ("a question", "its context")}
+    if task == "sentence_order":
+        assert found.shape == (1, 32)
+        assert not rows["token_types"].any()
+        np.testing.assert_array_equal(rows["tokens"][0, 1:-1][: len(tokens_of("a text"))], tokens_of("a text"))
+        return
+    first, second = map(tokens_of, texts[task])
+    words, size = model.run.words, len(first) + len(second) + 3
+    expected = [words.cls_id, *first, words.sep_id, *second, words.sep_id]
+    types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    for name, values in {"tokens": expected, "token_types": types, "positions": range(size)}.items():
+        assert rows[name][0, :size].tolist() == list(values), name
+    assert rows["segment_ids"].sum() == size
+    if task == "text_classification":
+        probabilities = np.exp(np.float64(found[0])) / np.exp(np.float64(found[0])).sum()
+        names = json.loads((tmp_path / "out" / "labels.json").read_text())
+        assert dict(zip(names, probabilities, strict=True)) == pytest.approx(
+            model.classify(texts[task]).probabilities, abs=1e-5
+        )
+        return
+    made = model.run.objective.rows_of([Question(*texts[task])]).fetch(np.zeros(1, np.int64))
+    read = {name: made[name] for name in ("tokens", "segment_ids", "positions", "token_types")}
+    logits = model.run.objective.logits(model.run.variables["params"], {}, read)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
 def test_a_tagger_goes_out_with_its_tags_and_its_logits(exported, tiny_config, tmp_path, packed_rows):

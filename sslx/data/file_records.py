@@ -12,14 +12,14 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sslx.data.files import decoded, json_object
-from sslx.errors import UserError, choose, first_line, nearest
+from sslx.errors import MissingField, UserError, first_line, nearest
 
 
 class FileRecords:
@@ -38,8 +38,7 @@ class FileRecords:
             if not sizes[path] and (all_empty or kind[path] not in (".txt", ".jsonl")):
                 raise UserError(f"{path} is an empty file{_like_the_others(paths) if all_empty else ''}")
         self._paths = paths = [path for path in paths if sizes[path] or kind[path] == ".txt"]
-        fields = tuple(text_fields.values())
-        self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], fields))
+        self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], text_fields))
         self._names = tuple(text_fields)
         counts, labels = [], {}
         for number, path in enumerate(paths):
@@ -73,6 +72,22 @@ class FileRecords:
     @property
     def labelled(self) -> bool:
         return self._labels is not None
+
+    def require_labels(self, label_field: str) -> None:
+        """Refuses records without labels.
+
+        Raises:
+          UserError: there are none; names the fields that the first file with records has.
+        """
+        if self.labelled:
+            return
+        first = int(np.flatnonzero(np.diff(self._starts))[0])
+        path, fields = self._paths[first], self._open(first).fields()
+        if label_field in fields:
+            raise UserError(f"{path}: field {label_field!r} is null in all records; expected labels")
+        raise MissingField(
+            f"{path}: no field {label_field!r} for labels; {nearest(label_field, fields)}", _key("label")
+        )
 
     def of_files(self, paths: set[str]) -> RecordsOfFiles:
         """The records of some of the files; labels mean what they do in all of them."""
@@ -125,6 +140,17 @@ class DocumentPart:
         return [{"text": part} for _ in ids]
 
 
+def _key(name: str) -> str:
+    """The key of a config that names the field of a record's ``text``, ``pair`` or ``label``."""
+    return f"config.data.{name}_field"
+
+
+def _check_fields(path: str, given: Mapping[str, str], columns: Sequence[str]) -> None:
+    for name, field in given.items():
+        if field not in columns:
+            raise MissingField(f"{path}: no field {field!r}; {nearest(field, columns)}", _key(name))
+
+
 def _label(label: Any, where: Callable[[], str], field: str) -> str:
     """A label as the name of its class; 1 and 1.0 are the same.
 
@@ -156,7 +182,7 @@ def _like_the_others(paths: list[str]) -> str:
 class _TextFile:
     """A .txt file: one document."""
 
-    def __init__(self, path: str, fields: tuple[str, ...]):
+    def __init__(self, path: str, text_fields: Mapping[str, str]):
         self._path = path
 
     def __len__(self) -> int:
@@ -170,8 +196,8 @@ class _TextFile:
 class _JsonLinesFile:
     """A .jsonl file: line positions in memory, the file itself mapped. Blank lines are no records."""
 
-    def __init__(self, path: str, fields: tuple[str, ...]):
-        self._path, self._fields = path, fields
+    def __init__(self, path: str, text_fields: Mapping[str, str]):
+        self._path, self._text_fields = path, text_fields
         with open(path, "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         data = np.frombuffer(self._bytes, dtype=np.uint8)
@@ -188,6 +214,9 @@ class _JsonLinesFile:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def fields(self) -> list[str]:
+        return list(self._record(0))
+
     def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
         return [self._texts(row) for row in rows]
 
@@ -202,11 +231,12 @@ class _JsonLinesFile:
 
     def _texts(self, row: int) -> tuple[str, ...]:
         record = self._record(row)
-        return tuple(self._text(record, field, row) for field in self._fields)
+        for field in self._text_fields.values():
+            if field not in record:  # asked first, since only then the place costs nothing
+                _check_fields(self._where(row), self._text_fields, list(record))
+        return tuple(self._text(record, field, row) for field in self._text_fields.values())
 
     def _text(self, record: dict[str, Any], field: str, row: int) -> str:
-        if field not in record:
-            raise UserError(f"{self._where(row)}: no field {field!r}; {nearest(field, record)}")
         text = "" if record[field] is None else record[field]
         if not isinstance(text, str):
             raise UserError(f"{self._where(row)}: field {field!r} is not a string but {type(text).__name__}")
@@ -228,34 +258,38 @@ class _JsonLinesFile:
 class _ParquetFile:
     """A .parquet file; the row group read last stays in memory."""
 
-    def __init__(self, path: str, fields: tuple[str, ...]):
+    def __init__(self, path: str, text_fields: Mapping[str, str]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._path, self._fields = path, fields
+        self._path, self._columns = path, tuple(text_fields.values())
         try:
             self._file = pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not a parquet file ({first_line(error)})") from error
-        for field in fields:
-            choose(field, self._file.schema_arrow.names, f"field of {path}")
+        _check_fields(path, text_fields, self.fields())
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._group = functools.lru_cache(maxsize=1)(lambda g: self._file.read_row_group(g, columns=list(fields)))
+        self._group = functools.lru_cache(maxsize=1)(
+            lambda g: self._file.read_row_group(g, columns=list(self._columns))
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def fields(self) -> list[str]:
+        return self._file.schema_arrow.names
+
     def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         return [
-            tuple(self._text(row, group, field) for field in self._fields)
+            tuple(self._text(row, group, field) for field in self._columns)
             for row, group in zip(rows, groups.tolist(), strict=True)
         ]
 
     def labels(self, label_field: str) -> list[str] | None:
-        if label_field not in self._file.schema_arrow.names:
+        if label_field not in self.fields():
             return None
         labels = self._file.read(columns=[label_field])[label_field].to_pylist()
         missing = next((row for row, label in enumerate(labels) if label is None), None)
@@ -274,14 +308,13 @@ class _ParquetFile:
 class _CsvFile:
     """A .csv file with a header line, parsed whole: labelled sets are small."""
 
-    def __init__(self, path: str, fields: tuple[str, ...]):
+    def __init__(self, path: str, text_fields: Mapping[str, str]):
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
         text = decoded(Path(path).read_bytes(), path)
         header = next(csv.reader(io.StringIO(text, newline="")), [])
-        for field in fields:
-            choose(field, header, f"field of {path}")
+        _check_fields(path, text_fields, header)
         parse = arrow_csv.ParseOptions(newlines_in_values=True)
         convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
         try:
@@ -291,16 +324,19 @@ class _CsvFile:
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not CSV ({first_line(error)})") from error
         self._path = path
-        self._fields = fields
+        self._columns = tuple(text_fields.values())
 
     def __len__(self) -> int:
         return self._table.num_rows
 
+    def fields(self) -> list[str]:
+        return self._table.column_names
+
     def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
-        return list(zip(*(self._table[field].take(rows).to_pylist() for field in self._fields), strict=True))
+        return list(zip(*(self._table[field].take(rows).to_pylist() for field in self._columns), strict=True))
 
     def labels(self, label_field: str) -> list[str] | None:
-        if label_field not in self._table.column_names:
+        if label_field not in self.fields():
             return None
         labels = self._table[label_field].to_pylist()
         if "" in labels:

@@ -325,14 +325,18 @@ def _read_squad(path: str) -> list[Record]:
             for q, item in enumerate(_part(paragraph, "qas", list, path, there)):
                 place = f"{there}.qas[{q}]"
                 question = _part(item, "question", str, path, place)
+                impossible = item.get("is_impossible")
+                # Some writers leave out the answers of a question that has none.
+                left_out = impossible and item.get("answers") is None
+                listed = [] if left_out else _part(item, "answers", list, path, place)
                 answers = [
                     (
                         _part(answer, "text", str, path, f"{place}.answers[{i}]"),
                         _part(answer, "answer_start", int, path, f"{place}.answers[{i}]"),
                     )
-                    for i, answer in enumerate(_part(item, "answers", list, path, place))
+                    for i, answer in enumerate(listed)
                 ]
-                records.append(_record(question, context, [] if item.get("is_impossible") else answers))
+                records.append(_record(question, context, [] if impossible else answers))
     return records
 
 

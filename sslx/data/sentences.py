@@ -23,7 +23,7 @@ from sslx.data.rows import TextRows, abstract_row
 from sslx.data.sources import open_collection
 from sslx.data.text import PreparedText, TextConfig, prepare_text
 from sslx.data.tokens import tokenize_corpus
-from sslx.errors import UserError
+from sslx.errors import MissingField, UserError
 
 PAIR, NEGATIVE = "pair_", "negative_"  # prefixes of the arrays of a record's other texts
 NAMES = ("tokens", "segment_ids", "positions")
@@ -109,9 +109,12 @@ def prepare_sentences(
     views = {"": data}
     for prefix, name in fields.items():
         other = dataclasses.replace(config, text_field=name)
-        views[prefix] = prepare_text(
-            other, layout="documents", tokenizer_override=tokenizer_override or data.tokenizer.name_or_path
-        )
+        try:
+            views[prefix] = prepare_text(
+                other, layout="documents", tokenizer_override=tokenizer_override or data.tokenizer.name_or_path
+            )
+        except MissingField as error:
+            raise MissingField(error.said, f"config.task.{prefix}field") from None
     roles = [role for role in ("train", "eval", "test") if getattr(data, role) is not None]
     if fields:
         # Empty documents are left out, and what follows would be paired with the wrong text.
@@ -136,14 +139,14 @@ def _scored_pairs(spec: str, config: TextConfig, data: PreparedText) -> ScoredPa
     made: list[TextRows] = []
     corpora: list[Any] = []
     for name in ("text", "text2"):
-        collection = open_collection(
-            spec,
-            text_field=name,
-            label_field="score",
-            label_type="number",
-            cache_dir=cache_folder(config.cache_dir),
-        )
-        corpus = tokenize_corpus(collection.slice("train"), data.tokenizer, cache_dir=cache_folder(config.cache_dir))
+        where = cache_folder(config.cache_dir)
+        try:
+            collection = open_collection(
+                spec, text_field=name, label_field="score", label_type="number", cache_dir=where
+            )
+            corpus = tokenize_corpus(collection.slice("train"), data.tokenizer, cache_dir=where)
+        except MissingField as error:
+            raise UserError(f"{error.said}; config.task.sts is read from text, text2 and score") from None
         if corpus.skipped_documents:
             raise UserError(f"{spec}: field {name!r} is empty in {corpus.skipped_documents:,} records")
         corpora.append(corpus)

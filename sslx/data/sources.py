@@ -24,7 +24,7 @@ import numpy as np
 from sslx.data.cache import hash_of
 from sslx.data.file_records import DocumentPart, FileRecords
 from sslx.data.files import content_of, decoded, matching_files, splits_of_files
-from sslx.errors import UserError, choose, first_line, nearest
+from sslx.errors import MissingField, UserError, choose, first_line, nearest
 
 SUFFIXES = {
     "text": (".txt", ".jsonl", ".parquet"),
@@ -260,8 +260,8 @@ def open_collection(
         labelled = ", ".join(form for form in SPEC_FORMS if not form.startswith(("python_docs", "text", "rows")))
         raise UserError(f"{spec} is read without labels, so pairs ({pair_field!r}) mean nothing; expected {labelled}")
     records = FileRecords(paths, fields.texts, label_field if scheme != "text" else "", numbers=fields.numbers)
-    if scheme != "text" and label_field != "label" and not records.labelled:
-        raise UserError(f"{paths[0]}: no field {label_field!r} for labels")
+    if scheme != "text" and label_field != "label":
+        records.require_labels(label_field)
     split_of_file = splits_of_files(paths)
     names = list(dict.fromkeys(split_of_file))
     several = names[1:]
@@ -303,11 +303,11 @@ def prepared_builder(name: str, tfds_dir: str | os.PathLike[str] | None) -> Any:
 
 def _open_tfds(spec: str, builder: Any, content: str, fields: Fields) -> Collection:
     features, label_field = builder.info.features, fields.label
-    for name in fields.texts.values():
-        if name not in features:
-            raise UserError(f"{spec} has no field {name!r}; {nearest(name, features)}")
-    if label_field not in features and label_field != "label":
-        raise UserError(f"{spec} has no field {label_field!r}; {nearest(label_field, features)}")
+    wanted = fields.texts | ({"label": label_field} if label_field != "label" else {})
+    for name, field_name in wanted.items():
+        if field_name not in features:
+            said = f"{spec} has no field {field_name!r}; {nearest(field_name, features)}"
+            raise MissingField(said, f"config.data.{name}_field")
     # A float is no class, and pretraining on such records needs no label.
     labelled = label_field in features and (fields.numbers or not _is_float(features[label_field]))
     read = fields.texts | ({"label": label_field} if labelled else {})

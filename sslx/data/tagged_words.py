@@ -34,7 +34,7 @@ from sslx.data.rows import RowOrder
 from sslx.data.text import entropy, sources_and_tokenizer
 from sslx.data.tokenizer import vocabulary
 from sslx.data.tokens import encoding_backend
-from sslx.errors import UserError, nearest
+from sslx.errors import MissingField, UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -191,6 +191,18 @@ def prepare_tagged_words(
     return prepared, names
 
 
+def as_word(item: Any, where: str) -> str:
+    """A word or a tag as JSON has it, a string or a number.
+
+    Raises:
+      UserError: it is neither; says ``where``.
+    """
+    if isinstance(item, bool) or not isinstance(item, str | int | float):
+        kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
+        raise UserError(f"{where} is {kinds.get(type(item), type(item).__name__)}; expected a string or a number")
+    return str(item)
+
+
 def _first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """For each token of the joined words, the word whose first piece it is, or `NO_TAG`."""
     ends = np.cumsum([len(word) + 1 for word in words]).tolist()  # beyond the space behind each word
@@ -242,15 +254,20 @@ def _read_json_lines(path: str, config: TaggedWordsConfig) -> list[Record]:
     return [_of_json(line, f"{path}:{number}", config) for number, line in lines if line.strip()]
 
 
+def _fields(config: TaggedWordsConfig) -> dict[str, str]:
+    """The fields of a record, and the keys of the config that name them."""
+    return {config.tokens_field: "config.data.tokens_field", config.tags_field: "config.data.tags_field"}
+
+
 def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
     given = json_object(line, lambda: where)
     lists = []
-    for name in (config.tokens_field, config.tags_field):
+    for name, key in _fields(config).items():
         if name not in given:
-            raise UserError(f"{where}: no field {name!r}; {nearest(name, given)}")
+            raise MissingField(f"{where}: no field {name!r}; {nearest(name, given)}", key)
         if not isinstance(given[name], list):
             raise UserError(f"{where}: field {name!r} is no list but {type(given[name]).__name__}")
-        lists.append([str(item) for item in given[name]])
+        lists.append([as_word(item, f"{where}: {name}[{i}]") for i, item in enumerate(given[name])])
     words, tags = lists
     if len(words) != len(tags):
         raise UserError(f"{where}: {len(words)} tokens and {len(tags)} tags; expected a tag for each token")
@@ -260,9 +277,9 @@ def _of_json(line: str, where: str, config: TaggedWordsConfig) -> Record:
 def _from_tfds(
     config: TaggedWordsConfig, spec: str, features: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Any]], Record]:
-    for name in (config.tokens_field, config.tags_field):
+    for name, key in _fields(config).items():
         if name not in features:
-            raise UserError(f"{spec} has no field {name!r}; {nearest(name, features)}")
+            raise MissingField(f"{spec} has no field {name!r}; {nearest(name, features)}", key)
     names = getattr(getattr(features[config.tags_field], "feature", None), "names", None)
     if names is None:
         raise UserError(f"{spec}: field {config.tags_field!r} is no sequence of class labels")

@@ -35,6 +35,7 @@ Texts = str | Sequence[str]
 Pair = tuple[str, str] | list[str]
 TextsOrPairs = str | Pair | Sequence[str | Pair]
 Pictures = Picture | Sequence[Picture]
+Words = tuple[str, ...] | list[str]
 
 
 def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
@@ -141,11 +142,16 @@ class Model:
         """
         return self._texts(Score(), texts, batch_size)
 
-    def tag(self, texts: Texts, *, batch_size: int = 32) -> Tagged | list[Tagged]:
+    def tag(self, texts: str | Sequence[str | Words], *, batch_size: int = 32) -> Tagged | list[Tagged]:
         """A tag for each word.
 
+        Args:
+          texts: One text, or a list in which each is a text or the list of its words: ``[["Anna", "sings"]]``, since
+            ``["Anna", "sings"]`` are two texts.
+          batch_size: How many go through the model at once.
+
         Raises:
-          UserError: a text without a word.
+          UserError: a text without a word, or a word that is none.
         """
         return self._texts(Tag(), texts, batch_size)
 
@@ -202,6 +208,9 @@ class Model:
         pairs, records = "pair" in verb.optional, []
         alone = isinstance(texts, str) or (pairs and self._is_pair(texts))
         for index, text in enumerate([texts] if alone else _listed(texts, "a text")):
+            if verb.listed and isinstance(text, tuple | list):
+                records.append({verb.listed: text})
+                continue
             parts = text if pairs and isinstance(text, tuple | list) else (text,)
             if not all(isinstance(part, str) for part in parts):
                 raise InputError(index, f"expected a text, got {_kind(text)}")

@@ -1,4 +1,7 @@
-"""Tags words: names, parts of speech, from a run of token tagging. Signs are words of their own."""
+"""Tags words: names, parts of speech, from a run of token tagging; of a text, or of words that are split already.
+
+Of a text signs are words of their own; words that are given stay what they are, whatever is in them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sslx.data.tagged_words import as_word
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import TaskRows
@@ -30,13 +34,17 @@ class Tagged:
 
 @dataclasses.dataclass(frozen=True)
 class Tag(TaskRows):
-    """Tags of the words of texts."""
+    """Tags of the words of texts, or of ``tokens``, a field named like that of the rows that tagging learns from."""
+
+    listed = "tokens"
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
         return isinstance(objective, TokenTagging)
 
     def inputs(self, run: LoadedRun, record: Mapping[str, Any]) -> list[str]:
+        if self.listed in record:
+            return _given_words(record[self.listed])
         words = _WORD.findall(record["text"])
         if not words:
             raise UserError(f"there is no word in the text {record['text']!r}")
@@ -53,3 +61,12 @@ class Tag(TaskRows):
         lengths = [len(run.tokens_of(" ".join(words))) for words in inputs]
         left_out = [max(0, length - (run.objective.seq_len - 2)) for length in lengths]
         return [Tagged(tuple(words), tuple(of), left) for words, of, left in zip(inputs, tags, left_out, strict=True)]
+
+
+def _given_words(given: Any) -> list[str]:
+    if not isinstance(given, list | tuple):
+        raise UserError(f"the tokens are no list but {type(given).__name__}; expected a list of words")
+    words = [as_word(word, f"tokens[{place}]") for place, word in enumerate(given)]
+    if not any(word.strip() for word in words):
+        raise UserError(f"there is no word in the tokens {words}")
+    return words

@@ -48,6 +48,7 @@ class Verb(abc.ABC):
 
     fields: ClassVar[tuple[str, ...]] = ("text",)  # of a record, all needed
     optional: ClassVar[tuple[str, ...]] = ()  # of a record
+    listed: ClassVar[str] = ""  # of a record, a list of texts that may stand in place of ``fields``
     # A number in each answer; how many are above 0 is told with ``note``. "": there is none.
     counted: ClassVar[str] = "tokens_left_out"
 

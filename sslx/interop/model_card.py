@@ -16,46 +16,42 @@ import sslx
 from sslx.data.images import held_out_share
 from sslx.train.run_folder import read_splits
 
-USES = {
-    "hf": """```python
+HF = """```python
 from transformers import AutoTokenizer, {name}
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {name}.from_pretrained("FOLDER")
-```""",
-    "stablehlo": """```python
+```"""
+# One dictionary, with all inputs that the table names and no others.
+STABLEHLO = """```python
 import numpy as np
 from jax import export
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER/tokenizer")
-features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
-given = tokenizer(["a text"], padding="max_length", truncation=True, max_length={length}, return_tensors="np")
-real = given["attention_mask"].astype(np.int32)  # 1, and 0 for padding
-rows = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": real, "positions": real * np.arange({length})}
-rows["positions"] = rows["positions"].astype(np.int32)
-features(rows)  # one dictionary, with all inputs that the table above names
-```""",
-}
-USES_OF_PICTURES = {
-    "hf": """```python
+{function} = export.deserialize(open("FOLDER/{function}.stablehlo", "rb").read()).call
+given = tokenizer({texts}, padding="max_length", truncation={cut}, max_length={length}, return_tensors="np"{types})
+real = given["attention_mask"]  # 1, and 0 for padding
+rows = {{"tokens": given["input_ids"], "segment_ids": real, "positions": real * np.arange({length}){token_types}}}
+found = {function}({{name: array.astype(np.int32) for name, array in rows.items()}})  # {result}
+```"""
+HF_OF_PICTURES = """```python
 from PIL import Image
 from transformers import AutoImageProcessor, {name}
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")
 model = {name}.from_pretrained("FOLDER")
 model(**processor(Image.open("a.png"){mode}, return_tensors="pt"))
-```""",
-    "stablehlo": """```python
+```"""
+STABLEHLO_OF_PICTURES = """```python
 import numpy as np
 from jax import export
 from PIL import Image, ImageOps
 
 features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
-picture = ImageOps.fit(Image.open("a.png").convert("{mode}"), ({size}, {size}), bleed={bleed})
-features({"image": np.asarray(picture, np.uint8).reshape(1, {size}, {size}, {channels})})
-```""",
-}
+picture = ImageOps.fit(Image.open("a.png").convert("{mode}"), ({size}, {size}), bleed={bleed:g})
+features({{"image": np.asarray(picture, np.uint8).reshape(1, {size}, {size}, {channels})}})
+```"""
 
 
 def last_metrics(run: Path, step: int) -> dict[str, float]:
@@ -81,21 +77,6 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, str) and not _REMOTE.fullmatch(value) and (found := _LOCAL.fullmatch(value)):
         return "".join(found.groups())
     return value
-
-
-def _use(form: str, class_name: str, data: Mapping[str, Any]) -> str:
-    """How the exported model is used, as Python."""
-    if "image_size" not in data:
-        return USES[form].replace("{name}", class_name).replace("{length}", str(data.get("seq_len", "")))
-    grey = data["channels"] == 1
-    mode = {"hf": '.convert("L")' if grey else "", "stablehlo": "L" if grey else "RGB"}[form]
-    bleed = (1 - held_out_share(data.get("crop", "step"))) / 2  # from each side
-    values = {"name": class_name, "mode": mode, "size": data["image_size"], "channels": data["channels"]}
-    values["bleed"] = f"{bleed:g}"
-    use = USES_OF_PICTURES[form]
-    for name, value in values.items():
-        use = use.replace(f"{{{name}}}", str(value))
-    return use
 
 
 def model_card(
@@ -129,7 +110,7 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "transformers" if form == "hf" else "jax"
-    use = _use(form, class_name, data)
+    use = _use(form, class_name, config, notes)
     return f"""---
 license: # to be filled in by whoever publishes the model
 library_name: {library}
@@ -153,3 +134,38 @@ Trained by `python -m sslx.{entry}` with this config, and exported by
 {json.dumps(config, indent=2)}
 ```
 """
+
+
+def _use(form: str, class_name: str, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """How the exported model is used, as Python."""
+    data = config["data"]
+    if "image_size" not in data:
+        return HF.format(name=class_name) if form == "hf" else _stablehlo_use(config, notes)
+    grey = data["channels"] == 1
+    if form == "hf":
+        return HF_OF_PICTURES.format(name=class_name, mode='.convert("L")' if grey else "")
+    bleed = (1 - held_out_share(data.get("crop", "step"))) / 2  # from each side
+    size = {"size": data["image_size"], "channels": data["channels"]}
+    return STABLEHLO_OF_PICTURES.format(mode="L" if grey else "RGB", bleed=bleed, **size)
+
+
+def _stablehlo_use(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """How a function of a text model is called: of the head, where a task has one, else of the features."""
+    data, task = config["data"], config.get("task", {}).get("name")
+    function = "logits" if task and "logits.stablehlo" in notes else "features"
+    inputs, _, result = notes[f"{function}.stablehlo"].partition(" -> ")
+    texts, cut = '["a text"]', "True"
+    if data.get("pair_field"):
+        texts = '["a text"], ["its pair"]'
+    elif task == "question_answering":
+        texts, cut = '["a question"], ["its context"]', '"only_second"'
+    typed = "token_types" in inputs
+    return STABLEHLO.format(
+        function=function,
+        texts=texts,
+        cut=cut,
+        length=data.get("seq_len", ""),
+        types=", return_token_type_ids=True" if typed else "",
+        token_types=', "token_types": given["token_type_ids"]' if typed else "",
+        result=result,
+    )

@@ -30,7 +30,11 @@ def complete(
     from transformers import PreTrainedTokenizerFast
 
     text = tokenizer("a", add_special_tokens=False).input_ids
-    if tokenizer("a").input_ids != [words.cls_id, *text, *([] if continued else [words.sep_id])]:
+    itself = tokenizer("a").input_ids == [words.cls_id, *text, *([] if continued else [words.sep_id])]
+    if itself and token_types:  # RoBERTa's gives both texts of a pair the same
+        types = tokenizer("a", "a", return_token_type_ids=True).token_type_ids
+        itself = types == [0] * (len(text) + 2) + [1] * (len(text) + words.pair_separators)
+    if not itself:
         begin, end = tokenizer.convert_ids_to_tokens([words.cls_id, words.sep_id])
         first, last = [f"{begin}:0", "$A:0"], [] if continued else [f"{end}:1"]
         backend = tokenizer.backend_tokenizer

@@ -25,7 +25,7 @@ from sslx.augment.policy import AugmentConfig
 from sslx.data.images import PreparedImages
 from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate
-from sslx.models.igpt import IgptConfig, nearest_colours
+from sslx.models.igpt import IgptConfig, IgptEncoder, nearest_colours
 from sslx.models.layers import padded_vocabulary, tied_logits
 from sslx.models.losses import tied_cross_entropy
 from sslx.models.pixels import unit

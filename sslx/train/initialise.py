@@ -97,7 +97,7 @@ def open_start(folder: Path) -> RunFolder | PublishedFolder:
     Raises:
       UserError: it is no run (names the nearest) and no folder of published weights that are supported.
     """
-    config = read_config(folder)
+    config = read_config(folder, published=True)
     return PublishedFolder(folder) if is_published(config) else RunFolder(folder, config)
 
 

@@ -37,23 +37,32 @@ PACKAGES = (
 )
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path, *, published: bool = False) -> dict[str, Any]:
     """The resolved config of a run.
+
+    Args:
+      run: Its folder.
+      published: A folder of published weights would do as well.
 
     Raises:
       UserError: the folder is no run (names the nearest one beside it) or its config is damaged.
     """
     path = Path(run) / "config.json"
     if not path.is_file():
-        around = absolute(run).parent
-        runs = [str(Path(run).parent / p.parent.name) for p in around.glob("*/config.json")] if around.is_dir() else []
-        raise UserError(
-            f"no run in {str(run)!r}: expected a folder with config.json and checkpoints; {nearest(str(run), runs)}"
-        )
+        near = nearest(str(run), _usable_beside(run, published))
+        raise UserError(f"no run in {str(run)!r}: expected a folder with config.json and checkpoints; {near}")
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _usable_beside(run: Path, published: bool) -> list[str]:
+    """The folders beside one that have what a run is read for: one that has not saved yet has a config alone."""
+    around = absolute(run).parent
+    found = [file.parent for file in around.glob("*/config.json")] if around.is_dir() else []
+    usable = [f for f in found if has_checkpoint(f) or (published and any(f.glob("*.safetensors")))]
+    return [str(Path(run).parent / folder.name) for folder in usable]
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:

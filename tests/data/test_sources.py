@@ -60,7 +60,7 @@ def test_tfds_mistakes(read, tfds_dir):
         read("tfds:small_new", tfds_dir=tfds_dir)
     with pytest.raises(UserError, match=r"no split 'validation'.*valid: test, train"):
         read("tfds:small_news", "validation", tfds_dir=tfds_dir)
-    with pytest.raises(UserError, match="no field 'txt'; did you mean 'text'"):
+    with pytest.raises(UserError, match=r"no field 'txt'; did you mean 'text'.*; --config.data.text_field=NAME reads"):
         read("tfds:small_news", text_field="txt", tfds_dir=tfds_dir)
 
 
@@ -222,7 +222,7 @@ def test_split_mistakes(read, tmp_path, split, message):
         ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: field 'text' is not a string but int"),
         ("a.jsonl", b"[1]\n", "a.jsonl:1: expected a JSON object, got list"),
         ("a.parquet", b"nonsense", "a.parquet: not a parquet file"),
-        ("a.csv", b"txt,label\na,b\n", "unknown field of .*a.csv 'text'; did you mean 'txt'"),
+        ("a.csv", b"txt,label\na,b\n", "a.csv: no field 'text'; did you mean 'txt'"),
         ("a.csv", b"text,label\na,b,c\n", "a.csv: not CSV"),
         ("a.csv", b"text\n\xff\n", "a.csv: not UTF-8 at byte 5"),
     ],
@@ -272,6 +272,12 @@ def test_what_is_no_label_is_refused(read, tmp_path, label, message):
     pq.write_table(pa.table(table), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=f"b.parquet, row {0 if label else 1}: the .*{message}"):
         read("parquet:{}/b.parquet")
+
+
+def test_labels_that_are_all_null_are_not_there(read, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "kind": None}, {"text": "y", "kind": None}])
+    with pytest.raises(UserError, match=r"a.jsonl: field 'kind' is null in all records; expected labels"):
+        read("jsonl:{}/a.jsonl", label_field="kind")
 
 
 def test_a_whole_number_is_one_class_however_it_is_written(read, tmp_path):

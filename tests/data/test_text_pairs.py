@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import random
 
 import numpy as np
@@ -125,8 +126,14 @@ def test_every_labelled_source_has_pairs_and_numbers(sources, tmp_path, kind):
         {"text": "first 7", "pair": "second 7", "label": 1.75},
         {"text": "first 0", "pair": "second 0", "label": 0.0},
     ]
-    with pytest.raises(UserError, match="'twoo'"):
-        open_source(sources[kind], "train", **fields | {"pair_field": "twoo"}).__getitems__([0])
+    for role, wrong, near in (("text", "onee", "one"), ("pair", "twoo", "two"), ("label", "scores", "score")):
+        said = (
+            rf"^\S+ (has )?no field '{wrong}'( for labels)?; did you mean '{near}'\? \(valid: one, score, two\); "
+            rf"--config\.data\.{role}_field=NAME reads another$"
+        )
+        with pytest.raises(UserError, match=said) as missing:
+            open_source(sources[kind], "train", **fields | {f"{role}_field": wrong}).__getitems__([0])
+        assert str(pickle.loads(pickle.dumps(missing.value))) == str(missing.value)  # from a process that tokenises
     if kind != "tfds":
         classes = open_source(sources[kind], "train", **fields)
         assert len(classes.label_names) == 12

@@ -39,9 +39,14 @@ def make(tiny_config, tmp_path_factory):
     return make
 
 
-def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
+@pytest.fixture(scope="module")
+def tagger(make):
     records = [{"tokens": s.split(), "tags": [TAG.get(w, "O") for w in s.split()]} for s in SENTENCES * 20]
-    run = make("token_tagging", "".join(json.dumps(r) + "\n" for r in records), ".jsonl", scheme="jsonl")
+    return make("token_tagging", "".join(json.dumps(r) + "\n" for r in records), ".jsonl", scheme="jsonl")
+
+
+def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(tagger):
+    run = tagger
     model = sslx.load(run)
     assert model.verbs == ("tag", "embed")
     texts = ["Anna met Bob.", "rome", "the river, past rome " * 20]
@@ -67,6 +72,56 @@ def test_tags_are_those_of_the_task_and_do_not_depend_on_the_batch(make):
         model.tag(["a", " "])
     with pytest.raises(UserError, match="cannot answer; it can tag, embed"):
         model.answer(question="who", context="anna")
+
+
+def test_words_that_are_given_are_tagged_as_they_are(tagger):
+    model = sslx.load(tagger)
+    # Joined and split anew, these would be other words.
+    words = [["anna's", "u.s.", "met", "..."], ["bob"], ["the", "river-side", "\u200b", "rome", 7]]
+    found = model.tag(words)
+    assert [one.words for one in found] == [("anna's", "u.s.", "met", "..."), ("bob",), (*words[2][:4], "7")]
+    assert model.tag(" ".join(words[0])).words != found[0].words
+    objective, params = model.run.objective, read_variables(tagger, model.run.step)["params"]
+    for one in found:
+        rows = objective.rows_of([one.words])
+        predictions = objective.predict(params, {}, rows.fetch(np.array([0])))
+        (expected,) = objective.tags_of({k: np.asarray(v) for k, v in predictions.items()}, rows, [one.words])
+        assert list(one.tags) == expected
+        assert len(one.tags) == len(one.words)
+    assert [tag is None for tag in found[2].tags] == [False, False, True, False, False]  # of \u200b there is no piece
+    # As rows of a file are: texts and words in one list, tuples like lists.
+    assert model.tag(["bob", tuple(words[0])]) == [model.tag("bob"), found[0]]
+    for given, said in {
+        ("a", ("b", None)): r"input 1: tokens\[1\] is null; expected a string or a number",
+        ((("a",), "b"),): r"input 0: tokens\[0\] is tuple; expected a string or a number",
+        ((),): r"input 0: there is no word in the tokens \[\]",
+        ("a", (" ",)): r"input 1: there is no word in the tokens \[' '\]",
+        ("a", None): r"input 1: expected a text, got None",
+    }.items():
+        with pytest.raises(UserError, match=f"^{said}$"):
+            model.tag(list(given))
+
+
+def test_words_that_are_given_are_tagged_from_a_file(tagger, entries, tmp_path):
+    rows = [{"id": 1, "tokens": ["anna's", "u.s."]}, {"text": "anna met bob."}]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = entries.run("predict", f"--run={tagger}", "--input=words.jsonl", folder=tmp_path)
+    assert ended.code == 0, ended.stderr
+    model, found = sslx.load(tagger), [json.loads(line) for line in ended.stdout.splitlines()]
+    for row, line, given in zip(rows, found, (rows[0]["tokens"], rows[1]["text"]), strict=True):
+        (expected,) = model.tag([given])
+        assert line == row | {"words": list(expected.words), "tags": list(expected.tags)}
+    for content, said in {
+        '{"tokens": ["a"], "text": "a"}': "line 1: both 'text' and 'tokens'; expected one of them",
+        '{"tokens": "a"}': "line 1: the tokens are no list but str; expected a list of words",
+        '{"tokens": ["a", null]}': "line 1: tokens[1] is null; expected a string or a number",
+        '{"token": ["a"]}': "line 1: unknown field 'token'; did you mean 'tokens'?",
+        '{"id": 1}': 'line 1: no field \'text\'; expected a JSON object a line, with "text" or a list "tokens"',
+    }.items():
+        (tmp_path / "bad.jsonl").write_text(content + "\n")
+        ended = entries.run("predict", f"--run={tagger}", "--input=bad.jsonl", folder=tmp_path)
+        assert (ended.code, ended.stderr.count("\n"), ended.stdout) == (2, 1, ""), ended.stderr
+        assert said in ended.stderr
 
 
 def test_answers_are_those_of_the_task_and_do_not_depend_on_the_batch(make):

@@ -424,6 +424,26 @@ def test_long_questions_are_cut_and_counted(folder):
     assert (data.train.fetch(np.arange(len(data.train)))["context_start"] <= 7).all()
 
 
+@pytest.mark.parametrize("answers", [{}, {"answers": None}])
+def test_questions_without_an_answer_may_leave_out_their_answers(data, tmp_path, answers):
+    given = squad()
+    items = [item for paragraph in given["data"][0]["paragraphs"] for item in paragraph["qas"]]
+    impossible = [item for item in items if item["is_impossible"]]
+    assert len(impossible) == 2
+    for item in impossible:
+        del item["answers"]
+        item.update(answers)
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        (tmp_path / name).write_text(json.dumps(given))
+    found = prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
+    assert found.train.questions == data.train.questions
+    assert found.statistics["train_unanswerable"] == 2
+    impossible[0]["is_impossible"] = False
+    (tmp_path / "train-v2.0.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match=r"train-v2.0.json is no SQuAD file.*qas\[\d\] has no 'answers' that is a list"):
+        prepare_questions(QuestionsConfig(f"squad:{tmp_path}", **SETTINGS))
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [

@@ -253,6 +253,10 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     write_csv(tmp_path / "bad.csv", ("text", "text2", "score"), [("a", "b", "high")])
     with pytest.raises(UserError, match=r"bad.csv, record 0: label 'high' is no number"):
         prepare_sentences(config, {}, f"csv:{tmp_path / 'bad.csv'}", data.tokenizer.name_or_path)
+    with pytest.raises(UserError, match=r"hole.csv: no field 'sane'; .*'same'.*; --config.task.pair_field=NAME reads"):
+        prepare_sentences(hole, {PAIR: "sane"}, "", data.tokenizer.name_or_path)
+    with pytest.raises(UserError, match=r"no field 'score'.*; config.task.sts is read from text, text2 and score$"):
+        prepare_sentences(config, {}, hole.source, data.tokenizer.name_or_path)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from entries import REPOSITORY
 from tfds_folders import write_tfds
 
 from sslx import finetune, main
+from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig
 from sslx.session import run_config, train
 from sslx.tasks.text_classification import TextClassification, TextClassificationConfig
+from sslx.tasks.text_regression import TextRegression
 from sslx.train.checkpoint import read_variables
 from sslx.train.initialise import from_scratch, load_encoder
 from sslx.train.loop import Trainer
@@ -101,6 +104,51 @@ def test_a_single_label_is_refused(tiny_config, tmp_path):
     config = tiny_config("finetune/text_classification", {"data.source": f"csv:{file}"})
     with pytest.raises(UserError, match="has one label, 'thing'; expected at least 2"):
         TextClassification.prepare(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("label", "count", "said"),
+    [
+        # Grades, and prices of which hardly two are the same.
+        (lambda i: f"{i % 9 / 2}", 9, r"are numbers \('0.5' is one of 9\).*_classification.py:data=...,labels=number"),
+        (lambda i: str(1000 + i % 40), 40, r"are 40 different ones in 60 records, and no classes; .*labels=number"),
+        (lambda i: f"title {i % 40}", 40, r"are 40 different ones in 60 records.*; config.data.label_field names the"),
+        # Classes, whatever they are called.
+        (lambda i: str(i % 30), 30, ""),
+        (lambda i: f"{i % 3}.0", 3, ""),
+        (lambda i: ["1.5", "nan", "v1.5"][i % 3], 3, ""),
+        (lambda i: ["inf", "0.5", "1"][i % 3], 3, ""),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tiny_config, tmp_path, label, count, said):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n" + "".join(f"some words to read,{label(i)}\n" for i in range(60)))
+    changes = {"data.source": f"csv:{file}", "data.tokenizer": "byte"}
+    config = tiny_config("finetune/text_classification", changes).to_dict()
+    if not said:
+        assert len(TextClassification.prepare(config)[0].label_names) == count
+        return
+    with pytest.raises(UserError, match=said) as refused:
+        TextClassification.prepare(config)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_that_are_numbers_are_predicted_as_the_refusal_says(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n" + "".join(f"some words to read,{i / 2}\n" for i in range(60)))
+    for name in ("text_classification", "text_pairs"):
+        path = REPOSITORY / "configs" / "finetune" / f"{name}.py"
+        changes = {"tokenizer": "byte"} | ({"pair_field": "text"} if name == "text_pairs" else {})
+        written = load_config(path, f"data=csv:{file}").to_dict()
+        written["data"] |= changes
+        with pytest.raises(UserError, match=rf"--config=configs/finetune/{name}.py:data=...,labels=number$"):
+            TextClassification.prepare(written)
+        written = load_config(path, f"data=csv:{file},labels=number").to_dict()
+        written["data"] |= changes
+        _, data = TextRegression.prepare(written)
+        found = data.train.fetch(np.arange(len(data.train)))["label"]
+        assert set(found.tolist()) < {i / 2 for i in range(60)}
+        assert written["checkpoint"]["best_metric"] == "eval/spearman"
 
 
 def test_fine_tuning_starts_from_the_encoder_of_the_run(pretrained, tiny_config):

@@ -195,10 +195,20 @@ def test_a_dataset_with_features_of_conll2003_gives_the_same_rows(conll_folder, 
     assert names == NAMES
     for name, array in one.eval.fetch(np.arange(8)).items():
         np.testing.assert_array_equal(array, other.eval.fetch(np.arange(8))[name])
-    with pytest.raises(UserError, match=r"tfds:named has no field 'tags'; .*valid: id, ner, tokens"):
+    said = r"^tfds:named has no field 'tags'; valid: id, ner, tokens; --config.data.tags_field=NAME reads another$"
+    with pytest.raises(UserError, match=said):
         prepared("tfds:named", tfds_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"field 'id' is no sequence of class labels"):
         prepared("tfds:named", tfds_dir=str(tmp_path), tags_field="id")
+
+
+def test_numbers_are_words_and_tags(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["in", 1999, 2.5], "tags": [0, 1, 1]}\n' * 60)
+    data, names = prepared(f"jsonl:{tmp_path / 'a.jsonl'}", tokenizer="byte")
+    assert names == ("0", "1")
+    assert (
+        data.tokenizer.decode(data.train.fetch(np.array([0]))["tokens"][0], skip_special_tokens=True) == "in 1999 2.5"
+    )
 
 
 def test_half_a_surrogate_pair_in_a_word_is_an_unknown_character(tmp_path):
@@ -253,9 +263,16 @@ def test_bad_files_are_told_by_line(tmp_path):
     refused("b.txt", "EU B-ORG\n", "conll", r"b\.txt:1: expected a column 3", tag_column=3)
     good, unequal = '{"tokens": ["a"], "tags": ["O"]}\n', '{"tokens": ["a", "b"], "tags": ["O"]}\n'
     refused("c.jsonl", good + unequal, "jsonl", r"c\.jsonl:2: 2 tokens and 1 tags; expected a tag for each token")
-    refused("d.jsonl", '{"tokens": ["a"], "tag": ["O"]}\n', "jsonl", r"d\.jsonl:1: no field 'tags'; did you mean 'tag'")
+    said = r"d\.jsonl:1: no field 'tags'; did you mean 'tag'\? .*; --config\.data\.tags_field=NAME reads another$"
+    refused("d.jsonl", '{"tokens": ["a"], "tag": ["O"]}\n', "jsonl", said)
     refused("e.jsonl", '{"tokens": "a", "tags": ["O"]}\n', "jsonl", r"field 'tokens' is no list but str")
     refused("f.jsonl", good + "{\n", "jsonl", r"f\.jsonl:2: not JSON")
+    for item, kind in {"null": "null", '["a"]': "a list", '{"a": "b"}': "an object", "true": "true or false"}.items():
+        bad = good + f'{{"tokens": ["a", {item}], "tags": ["O", "O"]}}\n'
+        refused("h.jsonl", bad, "jsonl", rf"h\.jsonl:2: tokens\[1\] is {kind}; expected a string or a number$")
+        bad = good.replace("tags", "ner") + f'{{"tokens": ["a"], "ner": [{item}]}}\n'
+        said = rf"i\.jsonl:2: ner\[0\] is {kind}; expected a string or a number$"
+        refused("i.jsonl", bad, "jsonl", said, tags_field="ner")
     refused("g.txt", "\n\n", "conll", "holds no records")
     with pytest.raises(
         UserError, match=r"config.data.source is empty; expected one of python_names, conll:GLOB, jsonl:GLOB, tfds"
