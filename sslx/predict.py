@@ -3,8 +3,8 @@
 In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify or score pairs; "question" and "context" to
 answer; "tokens", a list of words, to tag these and no text), or .txt with a text a line. Of a run on pictures: a
 folder, a file, a pattern of files, or .jsonl with a field "image", the path of one, which if it is relative begins
-where the .jsonl lies. Out: a JSON object a line, in the same order (of a folder, sorted by path), with the fields of the
-input.
+where the .jsonl lies. Out: a JSON object a line, in the same order (of a folder, sorted by path), with the fields of
+the input.
 
   --run=FOLDER            the run
   --verb=NAME             fill | generate | classify | score | tag | answer | embed; default: what it was trained for
