@@ -25,6 +25,7 @@ from sslx.data.coco import open_coco
 from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, say_broken, scale_of
 from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS, Pasted, fingerprint, pasted
+from sslx.data.pictures import BrokenPicture
 from sslx.data.sources import Collection, Source
 from sslx.data.text import role_splits
 from sslx.errors import UserError, nearest
@@ -183,7 +184,7 @@ def _look(source: Source, config: BoxConfig, folder: Path) -> None:
         shape = record.get("shape") or picture.size
         if shape != picture.size:  # such as one whose camera was held upright, and was turned since
             sizes = (" x ".join(map(str, of)) for of in (picture.size, shape))
-            raise ValueError(f"has {' pixels, and '.join(sizes)} in its annotations")
+            raise BrokenPicture(f"has {' pixels, and '.join(sizes)} in its annotations")
         return in_row(record, picture.size, config)
 
     kept, noted, broken = look(source, config, note)
