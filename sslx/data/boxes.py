@@ -22,7 +22,8 @@ from PIL import Image
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.coco import open_coco
-from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, say_broken, scale_of
+from sslx.data.decoding import say_broken
+from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, scale_of
 from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS, Pasted, fingerprint, pasted
 from sslx.data.pictures import BrokenPicture
@@ -162,7 +163,7 @@ def _rows(source: Source, config: BoxConfig, cache_dir: Path) -> tuple[BoxRows, 
     parts = [_RECIPE, source.fingerprint, config.image_size, config.channels, config.max_boxes]
     folder = prepare_once(cache_dir, f"boxes-{hash_of(*parts)}", functools.partial(_look, source, config))
     said = json.loads((folder / "said.json").read_text(encoding="utf8"))
-    say_broken(said["undecodable"], source)
+    say_broken(said["undecodable"], source, config.broken_share)
     counts = said["counts"]
     told = {
         "clipped": "reach beyond their pictures and are clipped",

@@ -180,6 +180,8 @@ def test_an_undecodable_picture_is_named_and_left_out(boxes_everywhere, tmp_path
     data, _ = all_rows(BoxConfig(**{**boxes_everywhere.__dict__, "broken_share": 0.5}))
     assert len(data.train) + len(data.eval) == 3
     assert "3.png" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"1 of 2 pictures in .* more than config.data.broken_share=0.1"):
+        prepare_boxes(BoxConfig(**{**boxes_everywhere.__dict__, "broken_share": 0.1}))  # prepared by then
 
 
 def test_a_picture_of_another_size_than_annotated_is_left_out(boxes_everywhere, tmp_path, capsys):
