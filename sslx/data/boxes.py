@@ -34,7 +34,7 @@ from sslx.errors import UserError, nearest
 SPEC_FORMS = ("pasted", "coco:FILES")
 NOTHING, OBJECT, CROWD = 0, 1, 2  # what an entry of ``kind`` says of a box
 # Raise this whenever the same files would come out as other rows.
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def abstract_box_row(config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     ``boxes`` are left, top, right, bottom in the row's pixels; ``kind`` is `NOTHING` for those that only fill up,
     `OBJECT` or `CROWD` (many in one box, which detection is not asked for); ``area`` is that of the object in the
-    picture's own pixels, by which COCO tells small from large; ``scale`` is the row's pixels for each of the picture's.
+    picture's own pixels, by which COCO tells small from large; ``scale`` is the row's pixels for each of the picture's;
+    ``extent`` is the picture's width and height in the row's pixels, beyond which there is nothing.
     """
     size, most = config.image_size, config.max_boxes
     return {
@@ -145,6 +146,7 @@ def abstract_box_row(config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:
         "kind": jax.ShapeDtypeStruct((most,), np.int32),
         "area": jax.ShapeDtypeStruct((most,), np.float32),
         "scale": jax.ShapeDtypeStruct((), np.float32),
+        "extent": jax.ShapeDtypeStruct((2,), np.float32),
     }
 
 
@@ -225,6 +227,7 @@ def in_row(
         "kind": np.full(most, NOTHING, np.int32),
         "area": np.zeros(most, np.float32),
         "scale": np.array(scale, np.float32),
+        "extent": np.array(shape, np.float32) * np.float32(scale),
     }
     count = len(places)
     row["boxes"][:count] = boxes[places] * scale

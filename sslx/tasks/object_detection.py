@@ -205,7 +205,7 @@ class ObjectDetection(Objective):
         return {
             # Of the two factors the geometric mean, which is as sure as they are.
             "guess_scores": jnp.sqrt(scores),
-            "guess_boxes": jnp.clip(boxes, 0.0, float(self.model.image_size)),
+            "guess_boxes": jnp.clip(boxes, 0.0, jnp.tile(batch["extent"], 2)[:, None]),
             "guess_classes": which % classes,
             "image": thumbnails(batch["image"]),
             **{name: batch[name] for name in ("boxes", "classes", "kind", "area", "scale")},

@@ -76,6 +76,7 @@ def test_a_coco_file_becomes_rows_of_the_shapes_that_were_promised(boxes_everywh
     assert rows["kind"][first].tolist() == [OBJECT, CROWD, NOTHING]
     assert rows["area"][first].tolist() == [60, 800, 0]  # as written, or that of the box
     assert rows["scale"][first] == 0.5
+    assert rows["extent"][first].tolist() == [20, 10]
     picture = rows["image"][first]
     assert (picture[:10] == [0, 100, 50]).all()
     assert (picture[10:] == 127).all()
