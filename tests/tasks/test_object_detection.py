@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from entries import REPOSITORY
 from PIL import Image
-from small_pictures import MAE, squares
+from small_pictures import MAE, memorised, squares
 
 from sslx import finetune
 from sslx.data.boxes import CROWD, NOTHING, OBJECT
@@ -216,6 +217,27 @@ def test_gradients_are_the_same_on_one_and_eight_devices(batch, gradients_on, as
     metrics, gradients = gradients_on(OBJECTIVE, batch, 1)
     assert {"class", "box", "centerness", "giou"} <= set(metrics)
     assert_close((metrics, gradients), gradients_on(OBJECTIVE, batch, 8))
+
+
+def test_squares_that_were_trained_on_are_found_where_they_are():
+    pictures, places = squares(16, 16)
+    corner = np.array([place[:2] for place in places], np.float32)
+    boxes = np.concatenate([corner, corner + np.array([place[2:] for place in places])], axis=1)
+    batch = {
+        "image": np.stack(pictures)[..., None],
+        "boxes": boxes[:, None].astype(np.float32),
+        "classes": np.arange(16, dtype=np.int32)[:, None] % 2,
+        "kind": np.full((16, 1), OBJECT, np.int32),
+        "area": np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None].astype(np.float32),
+        "scale": np.ones(16, np.float32),
+        "extent": np.full((16, 2), 16, np.float32),
+        "row": np.arange(16, dtype=np.int32),
+    }
+    task = dataclasses.replace(TASK, scales=(2.0, 1.0), candidates=40)  # flipped half of the time
+    objective = ObjectDetection(task, MODEL, ("dark", "bright"))
+    scores = objective.score(memorised(objective, batch, 300))
+    assert scores["map50"] > 0.9
+    assert scores["map"] > 0.6
 
 
 def test_a_run_on_small_pictures_starts_a_detector_of_larger_ones(pretrained_on_pictures, tmp_path):
