@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from entries import REPOSITORY
 from PIL import Image
 
 from sslx.entry import load_config
+from sslx.objective import Batch, Objective
 from sslx.session import train
+from sslx.train.sharding import unbox
+from sslx.train.step import TrainState, make_train_step
 
 MAE = {
     "data.image_size": 16,
@@ -45,6 +51,20 @@ def squares(count: int, side: int) -> tuple[list[np.ndarray], list[tuple[int, in
         pictures.append(picture)
         places.append((x, y, size))
     return pictures, places
+
+
+def memorised(objective: Objective, batch: Batch, steps: int) -> dict[str, np.ndarray]:
+    """What an objective predicts of a batch after it has been trained on nothing else, from random parameters."""
+    schedule = optax.cosine_decay_schedule(1e-2, steps)
+    optimizer = optax.adam(schedule)
+
+    variables = jax.jit(lambda: unbox(objective.init(jax.random.key(0), batch)))()
+    state = TrainState(jnp.int32(0), variables["params"], variables["state"], optimizer.init(variables["params"]))
+    step = jax.jit(make_train_step(objective, optimizer, schedule, seed=0), donate_argnums=0)
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    view = lambda: objective.views(batch, jax.random.key(1), jnp.int32(0), train=False)  # noqa: E731
+    return jax.device_get(jax.jit(lambda params: objective.predict(params, {}, view()))(state.params))
 
 
 def pretrained(folder: Path) -> Path:

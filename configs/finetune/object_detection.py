@@ -33,8 +33,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         if small
         else ObjectDetectionConfig(),
     )
-    config.steps = 600
-    config.batch_size = 32
+    config.steps = 800
+    config.batch_size = 16
     config.optimizer.learning_rate = 1e-3
     config.optimizer.layer_decay = 0.8
     config.optimizer.weight_decay = 0.05

@@ -31,7 +31,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         task=SegmentationConfig(flip=0.0 if embedded else 0.5),  # a mirrored character is another one
     )
     config.steps = 600
-    config.batch_size = 32
+    config.batch_size = 16
     config.optimizer.learning_rate = 1e-3 if full else 3e-3
     config.optimizer.layer_decay = 0.8 if full else 1.0
     config.optimizer.freeze = () if full else ("^encoder/",)

@@ -22,9 +22,11 @@ from PIL import Image
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.coco import open_coco
-from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, say_broken, scale_of
+from sslx.data.decoding import say_broken
+from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, scale_of
 from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS, Pasted, fingerprint, pasted
+from sslx.data.pictures import BrokenPicture
 from sslx.data.sources import Collection, Source
 from sslx.data.text import role_splits
 from sslx.errors import UserError, nearest
@@ -32,7 +34,7 @@ from sslx.errors import UserError, nearest
 SPEC_FORMS = ("pasted", "coco:FILES")
 NOTHING, OBJECT, CROWD = 0, 1, 2  # what an entry of ``kind`` says of a box
 # Raise this whenever the same files would come out as other rows.
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def abstract_box_row(config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     ``boxes`` are left, top, right, bottom in the row's pixels; ``kind`` is `NOTHING` for those that only fill up,
     `OBJECT` or `CROWD` (many in one box, which detection is not asked for); ``area`` is that of the object in the
-    picture's own pixels, by which COCO tells small from large; ``scale`` is the row's pixels for each of the picture's.
+    picture's own pixels, by which COCO tells small from large; ``scale`` is the row's pixels for each of the picture's;
+    ``extent`` is the picture's width and height in the row's pixels, beyond which there is nothing.
     """
     size, most = config.image_size, config.max_boxes
     return {
@@ -143,6 +146,7 @@ def abstract_box_row(config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:
         "kind": jax.ShapeDtypeStruct((most,), np.int32),
         "area": jax.ShapeDtypeStruct((most,), np.float32),
         "scale": jax.ShapeDtypeStruct((), np.float32),
+        "extent": jax.ShapeDtypeStruct((2,), np.float32),
     }
 
 
@@ -161,7 +165,7 @@ def _rows(source: Source, config: BoxConfig, cache_dir: Path) -> tuple[BoxRows, 
     parts = [_RECIPE, source.fingerprint, config.image_size, config.channels, config.max_boxes]
     folder = prepare_once(cache_dir, f"boxes-{hash_of(*parts)}", functools.partial(_look, source, config))
     said = json.loads((folder / "said.json").read_text(encoding="utf8"))
-    say_broken(said["undecodable"], source)
+    say_broken(said["undecodable"], source, config.broken_share)
     counts = said["counts"]
     told = {
         "clipped": "reach beyond their pictures and are clipped",
@@ -183,7 +187,7 @@ def _look(source: Source, config: BoxConfig, folder: Path) -> None:
         shape = record.get("shape") or picture.size
         if shape != picture.size:  # such as one whose camera was held upright, and was turned since
             sizes = (" x ".join(map(str, of)) for of in (picture.size, shape))
-            raise ValueError(f"has {' pixels, and '.join(sizes)} in its annotations")
+            raise BrokenPicture(f"has {' pixels, and '.join(sizes)} in its annotations")
         return in_row(record, picture.size, config)
 
     kept, noted, broken = look(source, config, note)
@@ -223,6 +227,7 @@ def in_row(
         "kind": np.full(most, NOTHING, np.int32),
         "area": np.zeros(most, np.float32),
         "scale": np.array(scale, np.float32),
+        "extent": np.array(shape, np.float32) * np.float32(scale),
     }
     count = len(places)
     row["boxes"][:count] = boxes[places] * scale

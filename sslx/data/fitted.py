@@ -7,10 +7,6 @@ every picture is looked at once; one that cannot be decoded is named, counted an
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import itertools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +15,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sslx.data.pictures import BrokenPicture, open_picture, pixels
+from sslx.data.decoding import decoders, looked_at, still_decodable
+from sslx.data.pictures import open_picture, pixels
 from sslx.data.rows import RowOrder
 from sslx.data.sources import Source
 from sslx.errors import UserError
 
 PADDING = 127  # where there is no picture
-AT_ONCE = 256  # pictures that are decoded together
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,8 @@ class FittedRows:
         """``one(record, picture)`` of rows."""
 
         def decode(record: dict[str, Any]) -> Any:
-            try:
+            with still_decodable(record):
                 picture = open_picture(record["image"], self._config.channels, least=self._config.image_size)
-            except BrokenPicture as error:
-                raise UserError(f"{record['name']} has become undecodable: {error}") from error
             return one(record, picture)
 
         return list(decoders().map(decode, self._source.__getitems__(self._kept[ids].tolist())))
@@ -105,7 +99,7 @@ def look(
     Args:
       source: The slice.
       config: As it was written.
-      note: What is to be known of a record and its picture.
+      note: What is to be known of a record and its picture; it may raise `BrokenPicture`.
 
     Returns:
       The records that can be decoded (int64), what was noted of each, and what is said of the others.
@@ -114,44 +108,12 @@ def look(
       UserError: more than ``broken_share`` cannot be decoded, or all.
     """
 
-    def decode(record: dict[str, Any]) -> tuple[bool, Any]:
-        try:
-            return True, note(record, open_picture(record["image"], config.channels))
-        except BrokenPicture as error:
-            return False, f"{record['name']}: {error}"
+    def opened(record: dict[str, Any]) -> Any:
+        return note(record, open_picture(record["image"], config.channels))
 
-    kept, noted, broken = [], [], []
-    for start in range(0, len(source), AT_ONCE):
-        ids = range(start, min(start + AT_ONCE, len(source)))
-        for i, (good, found) in zip(ids, decoders().map(decode, source.__getitems__(ids)), strict=True):
-            if good:
-                kept.append(i)
-                noted.append(found)
-            else:
-                broken.append(found)
-        if len(broken) > config.broken_share * len(source):
-            raise UserError(
-                f"{len(broken):,} of {len(source):,} pictures in {source.split} of {source.spec} cannot be decoded, "
-                f"more than config.data.broken_share={config.broken_share:g}: {_listed(broken)}"
-            )
-    if not kept:
-        raise UserError(f"split {source.split!r} of {source.spec} has no picture that can be decoded")
-    return np.array(kept, np.int64), noted, broken
-
-
-def say_broken(broken: list[str], source: Source) -> None:
-    """Names pictures that are left out."""
-    if broken:
-        listing = _listed(broken)
-        print(
-            f"note: {len(broken):,} of {len(source):,} pictures in {source.split} are left out: {listing}", flush=True
-        )
-
-
-@functools.cache
-def decoders() -> concurrent.futures.ThreadPoolExecutor:
-    """Threads that decode: Pillow lets go of Python's lock while it works."""
-    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fitted")
+    broken: list[str] = []
+    found = [(i, noted) for i, _, noted in looked_at(source, config.broken_share, opened, broken)]
+    return np.array([i for i, _ in found], np.int64), [noted for _, noted in found], broken
 
 
 def _resized(picture: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
@@ -161,8 +123,3 @@ def _resized(picture: Image.Image, size: int, method: Image.Resampling) -> Image
         return picture
     gap = None if method == Image.Resampling.NEAREST else 3.0
     return picture.resize((wide, high), method, reducing_gap=gap)
-
-
-def _listed(broken: list[str]) -> str:
-    more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
-    return "; ".join(itertools.islice(broken, 3)) + more

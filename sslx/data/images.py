@@ -14,12 +14,9 @@ A picture that cannot be decoded is named, counted and left out; more than ``bro
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import itertools
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +26,16 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
+from sslx.data.decoding import decoders, looked_at, say_broken, still_decodable
 from sslx.data.image_sources import open_images
 from sslx.data.labels import save_labels
-from sslx.data.pictures import DRAWS, BrokenPicture, middle, open_picture, pixels, random_crop
+from sslx.data.pictures import DRAWS, middle, open_picture, pixels, random_crop
 from sslx.data.rows import RowOrder
 from sslx.data.sources import HIDDEN, Source
 from sslx.data.text import entropy, role_splits
 from sslx.errors import UserError, choose
 
 CENTRE = 0.875  # of the shorter side; see `held_out_share`
-AT_ONCE = 256  # pictures that are decoded together
 # Raise this whenever the same pictures would come out as other pixels.
 _RECIPE = 2
 
@@ -186,18 +183,15 @@ class DecodedRows(ImageRows):
         least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
 
         def one(place: int) -> np.ndarray:
-            record = records[place]
-            try:
+            with still_decodable(records[place]) as record:
                 if draws is None:
                     return held_out_pixels(record["image"], config)
                 picture = open_picture(record["image"], config.channels, least=least)
-            except BrokenPicture as error:
-                raise UserError(f"{record['name']} has become undecodable: {error}") from error
             # Raw bits: NumPy keeps its bit streams from version to version.
             uniform = (np.random.Philox(draws[place]).random_raw(DRAWS) >> 11) * 2.0**-53
             return pixels(random_crop(picture, config.image_size, uniform, config.crop_area, config.crop_aspect))
 
-        return np.stack(list(decoding_threads().map(one, range(len(ids)))))
+        return np.stack(list(decoders().map(one, range(len(ids)))))
 
 
 def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
@@ -262,8 +256,7 @@ def _rows(source: Source, config: ImageConfig, cache_dir: Path, seed: int | None
     name = f"{'pixels' if stored else 'pictures'}-{hash_of(*parts)}"
     folder = prepare_once(cache_dir, name, functools.partial(_look, source, config))
     broken = json.loads((folder / "undecodable.json").read_text(encoding="utf8"))
-    if broken:
-        _say_broken(broken, len(source), config, source)
+    say_broken(broken, source, config.broken_share)
     kept, labels = np.load(folder / "kept.npy"), np.load(folder / "labels.npy")
     if config.labels_per_class and seed is not None:
         drawn = _of_each_class(labels, config.labels_per_class, seed, source)
@@ -305,50 +298,18 @@ def _look(source: Source, config: ImageConfig, folder: Path) -> None:
         shape = (len(source), size, size, config.channels)
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
 
-    def decode(record: dict[str, Any]) -> np.ndarray | str:
-        try:
-            # Without pixels to keep, a JPEG may be decoded at an eighth: a cut off file is found all the same.
-            if stored:
-                return held_out_pixels(record["image"], config)
-            open_picture(record["image"], config.channels, least=1)
-        except BrokenPicture as error:
-            return f"{record['name']}: {error}"
-        return np.zeros(0, np.uint8)
+    def decode(record: dict[str, Any]) -> np.ndarray | None:
+        if stored:
+            return held_out_pixels(record["image"], config)
+        # Without pixels to keep, a JPEG may be decoded at an eighth: a cut off file is found all the same.
+        open_picture(record["image"], config.channels, least=1)
+        return None
 
-    for start in range(0, len(source), AT_ONCE):
-        ids = range(start, min(start + AT_ONCE, len(source)))
-        records = source.__getitems__(ids)
-        for i, record, found in zip(ids, records, decoding_threads().map(decode, records), strict=True):
-            if isinstance(found, str):
-                broken.append(found)
-                continue
-            if images is not None:
-                images[i] = found
-            kept.append(i)
-            labels.append(record.get("label", HIDDEN))
-        if len(broken) > config.broken_share * len(source):
-            _say_broken(broken, len(source), config, source)
+    for i, record, found in looked_at(source, config.broken_share, decode, broken):
+        if images is not None:
+            images[i] = found
+        kept.append(i)
+        labels.append(record.get("label", HIDDEN))
     np.save(folder / "kept.npy", np.array(kept, np.int64))
     np.save(folder / "labels.npy", np.array(labels, np.int32))
     (folder / "undecodable.json").write_text(json.dumps(broken) + "\n", encoding="utf8")
-
-
-def _say_broken(broken: list[str], total: int, config: ImageConfig, source: Source) -> None:
-    """Names pictures that cannot be decoded.
-
-    Raises:
-      UserError: they are more than the config allows.
-    """
-    named = "; ".join(itertools.islice(broken, 3)) + (f"; and {len(broken) - 3} more" if len(broken) > 3 else "")
-    if len(broken) > config.broken_share * total:
-        raise UserError(
-            f"{len(broken):,} of {total:,} pictures in {source.split} of {source.spec} cannot be decoded, more than "
-            f"config.data.broken_share={config.broken_share:g}: {named}"
-        )
-    print(f"note: {len(broken):,} of {total:,} pictures in {source.split} are left out: {named}", flush=True)
-
-
-@functools.cache
-def decoding_threads() -> concurrent.futures.ThreadPoolExecutor:
-    """Threads that decode: Pillow lets go of Python's lock while it works."""
-    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="pictures")

@@ -23,8 +23,9 @@ from PIL import Image
 
 from sslx.data.boxes import open_pasted
 from sslx.data.cache import cache_folder, hash_of, prepare_once
+from sslx.data.decoding import say_broken
 from sslx.data.files import content_of, matching_files
-from sslx.data.fitted import FittedConfig, FittedRows, fitted, fitted_mask, look, say_broken
+from sslx.data.fitted import FittedConfig, FittedRows, fitted, fitted_mask, look
 from sslx.data.image_sources import SPLIT_OF_FOLDER, SUFFIXES
 from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS
@@ -192,7 +193,7 @@ def _rows(source: Source, config: MaskConfig, cache_dir: Path) -> tuple[MaskRows
     parts = [_RECIPE, source.fingerprint, config.image_size, config.channels]
     folder = prepare_once(cache_dir, f"masks-{hash_of(*parts)}", functools.partial(_look, source, config))
     said = json.loads((folder / "said.json").read_text(encoding="utf8"))
-    say_broken(said["undecodable"], source)
+    say_broken(said["undecodable"], source, config.broken_share)
     return MaskRows(source, np.load(folder / "kept.npy"), config), said
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sslx.config import build
-from sslx.data.images import ImageConfig, decoding_threads, held_out_pixels
+from sslx.data.decoding import decoders
+from sslx.data.images import ImageConfig, held_out_pixels
 from sslx.data.pictures import BrokenPicture, check_header
 from sslx.errors import UserError
 from sslx.inference.classify import by_probability
@@ -55,7 +56,7 @@ class PictureRows:
         Raises:
           UserError: a file that cannot be decoded.
         """
-        return {"image": np.stack(list(decoding_threads().map(self._pixels, ids.tolist())))}
+        return {"image": np.stack(list(decoders().map(self._pixels, ids.tolist())))}
 
     def _pixels(self, place: int) -> np.ndarray:
         picture = self._pictures[place]

@@ -2,12 +2,13 @@
 
 In: the patches of a plain ViT. Out: logits of classes, boxes and centre-ness at every location of one or more maps.
 The maps come from the last layer's patches alone, as in ViTDet (arXiv 2203.16527): enlarged by transposed
-convolutions, as they are, or halved by the largest of four. Two towers of convolutions serve all maps. Other than the
-paper's, they are normalised by LayerNorm, which does not look at other places, and the targets of far edges are not
-bounded for the last map.
+convolutions, as they are, or halved by the largest of four. Two towers of convolutions serve all maps. As in the
+authors' later version (arXiv 2006.09214) centre-ness is said by the tower of the boxes, distances are in strides, and
+only locations near a box's middle are positive. Other than there, towers have LayerNorm, which does not look at other
+places, and GELU.
 
 A location is positive if it lies in a box, within ``centre_radius`` strides of its middle, and the box's farthest edge
-is in its map's range; of several such boxes the smallest is its target.
+is in its map's range, which has no end for the last map; of several such boxes the smallest is its target.
 """
 
 from __future__ import annotations

@@ -10,11 +10,14 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sslx.errors import UserError
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 # COCOeval.stats, in its order.
 STATS = (
@@ -47,35 +50,10 @@ def coco_scores(
     Returns:
       `STATS`, NaN for sizes of which there is no object; and ``map`` of each class, NaN likewise.
     """
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    annotations: list[dict[str, Any]] = []
-    for picture, of in enumerate(truth):
-        for box, kind, crowd, area in zip(of["boxes"], of["classes"], of["crowd"], of["area"], strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # 0 would count as no match
-                    "image_id": picture,
-                    "category_id": int(kind),
-                    "bbox": [float(value) for value in (*box[:2], *(box[2:] - box[:2]))],
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-    parts = [_rows(picture, of) for picture, of in enumerate(guesses) if len(of["scores"])]
-    if not parts or not annotations:
-        none = dict.fromkeys(STATS, 0.0 if annotations else float("nan"))
-        return none, [none["map"]] * classes
     with contextlib.redirect_stdout(io.StringIO()):
-        real = COCO()
-        real.dataset = {
-            "images": [{"id": picture} for picture in range(len(truth))],
-            "annotations": annotations,
-            "categories": [{"id": kind} for kind in range(classes)],
-        }
-        real.createIndex()
-        evaluation = COCOeval(real, real.loadRes(np.concatenate(parts).astype(np.float64)), "bbox")
+        evaluation = COCOeval(_dataset(truth, classes), _dataset(guesses, classes), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -84,10 +62,36 @@ def coco_scores(
     return {name: _known(value) for name, value in zip(STATS, evaluation.stats, strict=True)}, of_class
 
 
-def _rows(picture: int, of: dict[str, np.ndarray]) -> np.ndarray:
-    """Guesses as `COCO.loadRes` takes them: picture, left, top, width, height, score, class."""
-    corner, extent = of["boxes"][:, :2], of["boxes"][:, 2:] - of["boxes"][:, :2]
-    return np.column_stack([np.full(len(corner), picture), corner, extent, of["scores"], of["classes"]])
+def _dataset(pictures: Sequence[dict[str, np.ndarray]], classes: int) -> COCO:
+    """Boxes of all pictures as COCO's code holds them, true ones and guessed ones alike."""
+    from pycocotools.coco import COCO
+
+    annotations: list[dict[str, Any]] = []
+    for picture, of in enumerate(pictures):
+        corner, extent = of["boxes"][:, :2], of["boxes"][:, 2:] - of["boxes"][:, :2]
+        nothing = np.zeros(len(corner))
+        columns = (of.get("area", extent.prod(axis=1)), of.get("crowd", nothing), of.get("scores", nothing))
+        rows = zip(np.concatenate([corner, extent], axis=1), of["classes"], *columns, strict=True)
+        for box, kind, area, crowd, score in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # 0 would count as no match
+                    "image_id": picture,
+                    "category_id": int(kind),
+                    "bbox": [float(value) for value in box],  # left, top, width, height
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                    "score": float(score),
+                }
+            )
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [{"id": picture} for picture in range(len(pictures))],
+        "annotations": annotations,
+        "categories": [{"id": kind} for kind in range(classes)],
+    }
+    dataset.createIndex()
+    return dataset
 
 
 def _mean(values: np.ndarray) -> float:

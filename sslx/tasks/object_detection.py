@@ -2,8 +2,8 @@
 
 In: a picture a row, whole, with boxes and their classes. Views: perhaps mirrored; and what each location of the feature
 maps is to say, since the weights of the loss follow from that. Out: three terms: focal loss of the classes (arXiv
-1708.02002), GIoU loss of the boxes weighted by their centre-ness, cross-entropy of the centre-ness. Scores are COCO's
-mean average precision, on the host, after non-maximum suppression.
+1708.02002), GIoU loss of the boxes weighted by their centre-ness (arXiv 2006.09214), cross-entropy of the centre-ness.
+Scores are COCO's mean average precision, on the host, after non-maximum suppression.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class ObjectDetection(Objective):
         return {
             # Of the two factors the geometric mean, which is as sure as they are.
             "guess_scores": jnp.sqrt(scores),
-            "guess_boxes": jnp.clip(boxes, 0.0, float(self.model.image_size)),
+            "guess_boxes": jnp.clip(boxes, 0.0, jnp.tile(batch["extent"], 2)[:, None]),
             "guess_classes": which % classes,
             "image": thumbnails(batch["image"]),
             **{name: batch[name] for name in ("boxes", "classes", "kind", "area", "scale")},

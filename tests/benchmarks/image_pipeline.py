@@ -82,7 +82,7 @@ def host(folder: Path, times: int) -> None:
     rows = prepare_images(ImageConfig(f"images:{folder}", image_size=224, crop="host", **splits)).train
     for threads in (1, 2):
         pool = concurrent.futures.ThreadPoolExecutor(threads)
-        images._pool = lambda pool=pool: pool
+        images.decoders = lambda pool=pool: pool
         found = cost(lambda: rows.draw(np.arange(ROWS), np.zeros(ROWS, np.int64), 0), times)
         print(
             f"host, {threads} threads: {ROWS / found.wall:.0f} pictures/s, {found.cpu / ROWS * 1e3:.2f} ms of CPU and "

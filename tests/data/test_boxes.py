@@ -76,6 +76,7 @@ def test_a_coco_file_becomes_rows_of_the_shapes_that_were_promised(boxes_everywh
     assert rows["kind"][first].tolist() == [OBJECT, CROWD, NOTHING]
     assert rows["area"][first].tolist() == [60, 800, 0]  # as written, or that of the box
     assert rows["scale"][first] == 0.5
+    assert rows["extent"][first].tolist() == [20, 10]
     picture = rows["image"][first]
     assert (picture[:10] == [0, 100, 50]).all()
     assert (picture[10:] == 127).all()
@@ -180,6 +181,8 @@ def test_an_undecodable_picture_is_named_and_left_out(boxes_everywhere, tmp_path
     data, _ = all_rows(BoxConfig(**{**boxes_everywhere.__dict__, "broken_share": 0.5}))
     assert len(data.train) + len(data.eval) == 3
     assert "3.png" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"1 of 2 pictures in .* more than config.data.broken_share=0.1"):
+        prepare_boxes(BoxConfig(**{**boxes_everywhere.__dict__, "broken_share": 0.1}))  # prepared by then
 
 
 def test_a_picture_of_another_size_than_annotated_is_left_out(boxes_everywhere, tmp_path, capsys):

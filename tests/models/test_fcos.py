@@ -88,6 +88,46 @@ def test_a_large_box_is_left_to_the_coarser_map():
     assert (classes[1024:] == 0).all()
 
 
+def test_targets_of_many_boxes_on_two_maps_are_those_of_the_papers_rules_one_by_one():
+    draw = np.random.default_rng(0)
+    corner = draw.uniform(0, 44, (2, 9, 2))
+    boxes = np.concatenate([corner, corner + draw.uniform(2, 40, (2, 9, 2))], axis=-1).clip(0, 48).astype(np.float32)
+    classes, kind = draw.integers(0, 5, (2, 9)), draw.choice([0, 1, 1, 1, 2], (2, 9))
+    model = VitConfig(
+        layers=1, width=16, heads=2, mlp_width=32, image_size=48, patch_size=4, positions="sincos", pool="mean"
+    )
+    places = locations(model, (2.0, 1.0))
+    found = jax.jit(lambda: assigned(places, boxes, classes, kind == 1, kind == 2, centre_radius=1.5))()
+    positive = small = 0
+    for row in range(2):
+        for place, (x, y) in enumerate(places.points):
+            stride, (low, high) = (2, (0, 16)) if place < 24**2 else (4, (16, np.inf))
+            best, crowded = None, False
+            for box, label, what in zip(boxes[row], classes[row], kind[row], strict=True):
+                left, top, right, bottom = x - box[0], y - box[1], box[2] - x, box[3] - y
+                if min(left, top, right, bottom) <= 0:
+                    continue
+                crowded |= what == 2
+                near = max(abs(right - left), abs(bottom - top)) / 2 < 1.5 * stride
+                if what != 1 or not near or not low < max(left, top, right, bottom) <= high:
+                    continue
+                area = (box[2] - box[0]) * (box[3] - box[1])
+                if best is None or area < best[0]:
+                    across, down = sorted((left, right)), sorted((top, bottom))
+                    best = area, label, box, np.sqrt(across[0] / across[1] * down[0] / down[1])
+            if best is None:
+                assert found.classes[row, place] == -1
+                assert found.centerness[row, place] == 0
+                assert found.counted[row, place] == (not crowded)
+                continue
+            positive, small = positive + 1, small + (place < 24**2)
+            assert found.classes[row, place] == best[1]
+            np.testing.assert_array_equal(found.boxes[row, place], best[2])
+            assert found.centerness[row, place] == pytest.approx(best[3], rel=1e-4)
+            assert found.counted[row, place] == 1
+    assert 10 < small < positive - 10
+
+
 def test_focal_loss_is_the_papers():
     logits = np.linspace(-6, 6, 25)
     for target in (0.0, 1.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 from entries import REPOSITORY
 from PIL import Image
-from small_pictures import MAE, squares
+from small_pictures import MAE, memorised, squares
 
 from sslx import finetune
-from sslx.data.boxes import CROWD, OBJECT
+from sslx.data.boxes import CROWD, NOTHING, OBJECT
 from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.vit import VitConfig
@@ -75,8 +76,16 @@ def test_boxes_that_are_shifted_are_right_up_to_their_iou():
     assert OBJECTIVE.score(found) == pytest.approx({"map": 0.3, "map50": 1.0, "map75": 0.0, "recall_100": 0.3})
     wrong_class = predictions_of([(A[0], 1, 0.9)], [(*A, OBJECT)])
     assert OBJECTIVE.score(wrong_class)["map"] == 0.0
+
+
+def test_without_a_guess_classes_and_sizes_that_are_there_have_zero_and_others_none():
     unsure = predictions_of([(*A, 0.01)], [(*A, OBJECT)])  # below config.task.least_score
-    assert OBJECTIVE.score(unsure)["map"] == 0.0
+    report = OBJECTIVE.report(unsure)
+    assert report.values["map_of_class"] == {"round": 0.0}
+    assert {"map_small", "recall_small"} == {
+        name for name in report.values["coco"] if name.endswith(("small", "large"))
+    }
+    assert OBJECTIVE.score(predictions_of([(*A, 0.9)], [(*A, NOTHING)]))["map"] == 0.0
 
 
 def test_a_guess_in_a_crowd_is_not_held_against_it_and_a_double_one_is_suppressed():
@@ -121,6 +130,7 @@ def batch():
         "kind": kind,
         "area": np.ones((8, 3), np.float32),
         "scale": np.ones(8, np.float32),
+        "extent": np.tile(np.float32([16, 10]), (8, 1)),  # wider than high
         "row": np.arange(100, 108, dtype=np.int32),
     }
 
@@ -164,6 +174,28 @@ def test_the_loss_is_that_of_numpy_and_rows_that_fill_up_count_nothing(batch):
         assert sums["centerness"] == pytest.approx(middles, rel=1e-4)
 
 
+def test_a_guess_ends_where_the_picture_does_and_is_as_sure_as_class_and_centre(batch):
+    def run():
+        params = unbox(OBJECTIVE.init(jax.random.key(0), batch))["params"]
+        viewed = OBJECTIVE.views(batch, jax.random.key(1), jnp.int32(0), train=False)
+        found = OBJECTIVE.module.apply({"params": params}, viewed, deterministic=True)
+        return OBJECTIVE.predict(params, {}, viewed), found
+
+    said, found = jax.device_get(jax.jit(run)())
+    assert found.boxes[..., 3].max() > 10  # the head knows nothing of the rest being grey
+    p = [1 / (1 + np.exp(-np.float64(of))) for of in (found.logits, found.centerness[..., None])]
+    for row in range(8):
+        sure = np.sqrt(p[0] * p[1])[row]
+        places, classes = np.unravel_index(np.argsort(-sure, axis=None)[:12], sure.shape)
+        np.testing.assert_allclose(said["guess_scores"][row], sure[places, classes], rtol=1e-5)
+        whole = said["guess_boxes"][row]
+        assert whole.min() == 0
+        assert (whole.max(axis=0) <= [16, 10, 16, 10]).all()
+        # Of nearly equal scores the order is open; as sets the guesses are the same.
+        expected = np.clip(found.boxes[row][places], 0, [16, 10, 16, 10])
+        np.testing.assert_allclose(np.sort(whole, axis=0), np.sort(expected, axis=0), atol=1e-4)
+
+
 def test_a_mirrored_picture_has_mirrored_boxes(batch):
     view = jax.jit(lambda: OBJECTIVE.views(batch, jax.random.key(3), jnp.int32(0), train=True))
     viewed = jax.device_get(view())
@@ -185,6 +217,27 @@ def test_gradients_are_the_same_on_one_and_eight_devices(batch, gradients_on, as
     metrics, gradients = gradients_on(OBJECTIVE, batch, 1)
     assert {"class", "box", "centerness", "giou"} <= set(metrics)
     assert_close((metrics, gradients), gradients_on(OBJECTIVE, batch, 8))
+
+
+def test_squares_that_were_trained_on_are_found_where_they_are():
+    pictures, places = squares(16, 16)
+    corner = np.array([place[:2] for place in places], np.float32)
+    boxes = np.concatenate([corner, corner + np.array([place[2:] for place in places])], axis=1)
+    batch = {
+        "image": np.stack(pictures)[..., None],
+        "boxes": boxes[:, None].astype(np.float32),
+        "classes": np.arange(16, dtype=np.int32)[:, None] % 2,
+        "kind": np.full((16, 1), OBJECT, np.int32),
+        "area": np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None].astype(np.float32),
+        "scale": np.ones(16, np.float32),
+        "extent": np.full((16, 2), 16, np.float32),
+        "row": np.arange(16, dtype=np.int32),
+    }
+    task = dataclasses.replace(TASK, scales=(2.0, 1.0), candidates=40)  # flipped half of the time
+    objective = ObjectDetection(task, MODEL, ("dark", "bright"))
+    scores = objective.score(memorised(objective, batch, 300))
+    assert scores["map50"] > 0.9
+    assert scores["map"] > 0.6
 
 
 def test_a_run_on_small_pictures_starts_a_detector_of_larger_ones(pretrained_on_pictures, tmp_path):
