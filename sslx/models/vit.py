@@ -24,7 +24,8 @@ from sslx.errors import UserError, choose
 from sslx.models.attention import attend
 from sslx.models.layers import Dense, Dropout, Initializer, Norm, bert_init, look_up
 from sslx.models.pixels import check_pixels, normalised, patchify, take_patches
-from sslx.models.transformer import MLP, Transformer, TransformerConfig
+from sslx.models.transformer import MLP, Transformer
+from sslx.models.transformer_config import TransformerConfig
 
 # Published sizes (the paper's table 1; tiny and small are DeiT's, arXiv 2012.12877); mlp_width is 4 * width.
 SIZES = {
