@@ -35,7 +35,7 @@ from sslx.tasks.drawn_boxes import drawn_boxes, sheet_figure
 
 TRACKED = ("map", "map50", "map75", "recall_100")  # of COCO's table, at every evaluation
 DRAWN = 12  # pictures of the report
-SURE = 0.3  # score from which a guess is drawn
+SURE, DRAWN = 0.3, 6  # a guess is drawn from this score on, and so many of a picture, the surest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,7 @@ class ObjectDetection(Objective):
         guesses = self.guesses(predictions)
         for guess in guesses:
             sure = guess["scores"] >= SURE
-            guess |= {name: column[sure] for name, column in guess.items()}
+            guess |= {name: column[sure][:DRAWN] for name, column in guess.items()}
         return sheet(
             {
                 "truth": self._boxes_on(predictions["image"], _truth(predictions)),
