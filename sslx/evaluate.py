@@ -33,7 +33,7 @@ from tensorboardX import SummaryWriter
 from sslx import entry, finetune
 from sslx.config import OptimizerConfig, build, load_class
 from sslx.errors import UserError
-from sslx.inference.loading import LoadedRun, load_run
+from sslx.inference.loading import LoadedRun, load_run, modality_of
 from sslx.probing import PROBES
 from sslx.probing.features import Encoder, Labelled
 from sslx.probing.few_shot import few_shot
@@ -47,11 +47,19 @@ from sslx.train.console import Console
 from sslx.train.initialise import CODEBOOK
 from sslx.train.sharding import unbox
 
+PUBLISHED = {"text": "text_probe.py", "images": "image_probe.py"}  # the config of each modality
+
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Probes, prints the table, writes it, and returns what was written."""
     if not flags.FLAGS.run:
         raise UserError("no --run given; expected --run=FOLDER, for example --run=runs/bert_mlm")
+    for part, what in (("pretext", "pretrain"), ("task", "fine-tune")):
+        if part in config:
+            expected = f"configs/evaluate/{PUBLISHED[modality_of(flags.FLAGS.run)]}"
+            raise UserError(
+                f"--config is one to {what} with (it has config.{part}); expected {expected} or one like it"
+            )
     configure()
     run = load_run(Path(flags.FLAGS.run), flags.FLAGS.step)
     return evaluate(build(probe_of(run).config_class, config.to_dict()), Path(flags.FLAGS.run), run)

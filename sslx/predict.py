@@ -10,7 +10,7 @@ the input.
   --verb=NAME             fill | generate | classify | score | tag | answer | embed; default: what it was trained for
   --input=FILE            .jsonl or .txt, or pictures; - is JSON lines from stdin
   --output=FILE           where to write, whole or not at all; default: - (stdout)
-  --overwrite             the output may exist
+  --overwrite             the output may exist; it is never the input
   --keep=FIELD,...        more fields that the input may have; they are copied. None of the answer's, such as label
   --batch_size=32         inputs that go through the model at once
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
@@ -68,6 +68,7 @@ def main() -> None:
     modality = modality_of(given.run)
     files = modality == "images" and given.input != "-" and not given.input.endswith(".jsonl")
     content = _files(given.input) if files else _content(given.input)
+    _check_apart(given.output, content if files else [given.input])
     configure()
     model = load(given.run, step=given.step)
     name = given.verb or next(iter(model.verbs), "embed")
@@ -86,6 +87,8 @@ def main() -> None:
     try:
         answers = model.answers(verb, asked, given.batch_size)
     except InputError as error:
+        if given.input.endswith(".txt") and not records[error.index]["text"].strip():
+            raise UserError(f"{places[error.index]} is empty") from None
         raise UserError(f"{places[error.index]}: {error.reason}") from None
     told = 0
     with _writing(given.output) as file:
@@ -180,18 +183,25 @@ def _records(content: str, file: str, verb: Verb, keep: tuple[str, ...]) -> tupl
             raise UserError(f"{file} has texts alone; expected .jsonl with {_expected('-', verb)}")
         return [*range(1, len(lines) + 1)], [{"text": line.removesuffix("\r")} for line in lines]
     places = [place for place, line in enumerate(lines) if line.strip()]
-    records = [_record(lines[place], _where(file, place + 1), verb, keep) for place in places]
+    records = [json_object(lines[place], lambda place=place: _where(file, place + 1)) for place in places]
+    there = {name for record in records for name in record}
+    for place, record in zip(places, records, strict=True):
+        _check_record(record, _where(file, place + 1), verb, keep, there)
     return [place + 1 for place in places], records
 
 
-def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[str, Any]:
-    record = json_object(line, lambda: where)
+def _check_record(record: dict[str, Any], where: str, verb: Verb, keep: tuple[str, ...], there: set[str]) -> None:
+    """Refuses a record that the verb cannot read; ``there`` are the fields of all of them."""
     listed = (verb.listed,) if verb.listed else ()
     valid = (*verb.fields, *verb.optional, *listed, *ALWAYS, *keep)
     for name in record:
         if name in verb.answer_fields():
             raise UserError(f"{where}: field {name!r} is one of the answer's; give it another name")
         if name not in valid:
+            for kept in keep:
+                if kept not in there:
+                    near = nearest(kept, there.difference(verb.fields, verb.optional, listed, ALWAYS))
+                    raise UserError(f"--keep={kept} names no field of the input; {near}")
             raise UserError(f"{where}: unknown field {name!r}; {nearest(name, valid)}; --keep={name} copies it")
     instead = verb.listed in record  # it is looked at where its words are
     for name in verb.fields:
@@ -202,7 +212,6 @@ def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[st
     for name in (*verb.fields, *verb.optional):
         if not isinstance(record.get(name, ""), str):
             raise UserError(f"{where}: field {name!r} is not a string but {type(record[name]).__name__}")
-    return record
 
 
 def _expected(file: str, verb: Verb) -> str:
@@ -227,6 +236,15 @@ def _check_output(file: str, overwrite: bool) -> None:
         raise UserError(f"--output={file} exists; give another, or --overwrite")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write --output={file}: {path.parent} is not writable")
+
+
+def _check_apart(file: str, inputs: list[str]) -> None:
+    """Refuses to write over what is read, under whatever name, even where the output may exist."""
+    if file == "-" or not os.path.exists(file):
+        return
+    for path in inputs:
+        if path != "-" and os.path.samefile(file, path):
+            raise UserError(f"--output={file} is the input {path} itself; give another")
 
 
 @contextlib.contextmanager

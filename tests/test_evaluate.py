@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from entries import REPOSITORY
 
 from sslx.config import build, to_config_dict
 from sslx.data.text import TextConfig, prepare_text
@@ -94,6 +95,9 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     for arguments, expected in {
         ("--config=probe.py",): "no --run given; expected --run=FOLDER",
         (f"--run={run}", "--config=probe.py", "--config.data.seq_len=64"): "has learned from rows of 32",
+        (f"--run={run}", f"--config={REPOSITORY}/configs/bert_mlm.py"): "--config is one to pretrain with (it has "
+        "config.pretext); expected configs/evaluate/text_probe.py or one like it\n",
+        (f"--run={run}", f"--config={REPOSITORY}/configs/finetune/text_classification.py"): "one to fine-tune with",
     }.items():
         ended = entries.run("evaluate", *arguments, folder=tmp_path)
         assert (ended.code, ended.stderr.count("\n")) == (2, 1), ended.stderr
@@ -103,6 +107,8 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
 
 def test_what_cannot_be_is_refused_before_anything_is_written(trained, config, tmp_path):
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(40)))
+    grades = [{"text": f"word {i}", "label": i % 7 / 2} for i in range(40)]
+    (tmp_path / "grades.jsonl").write_text("".join(json.dumps(grade) + "\n" for grade in grades))
     run, data = trained("bert_mlm"), config.data
     refused = {
         "no run in": dict(folder=tmp_path / "nothing"),
@@ -110,8 +116,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(trained, config, t
         "config.data.test_split is empty": dict(data=dataclasses.replace(data, test_split="")),
         "no field 'lable' for labels": dict(data=dataclasses.replace(data, label_field="lable")),
         "share": dict(data=dataclasses.replace(data, test_split="train[:10%]")),
-        "has no labels; expected a column 'label'": dict(
+        "has no labels that are classes; expected a column 'label'": dict(
             data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'plain.jsonl'}")
+        ),
+        # What fine-tuning refuses, too.
+        r"labels of .* are numbers \('0.5' is one of 7\).*sslx.finetune with the argument labels=number": dict(
+            data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'grades.jsonl'}")
+        ),
+        "labels of .* are 40 different ones in 40 records, and no classes": dict(
+            data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'plain.jsonl'}", label_field="text")
         ),
     }
     before = sorted(run.rglob("*"))

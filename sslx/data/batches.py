@@ -62,11 +62,14 @@ class TrainBatches:
         batch_size: int,
         sharding: jax.sharding.Sharding,
         seed: int = 0,
+        packed: bool = False,
     ):
+        """``packed`` tells that a row is as many texts as its length has room for, which only an error says."""
         if len(rows) < batch_size:
+            shorter = ", or a smaller config.data.seq_len, which makes more rows" if packed else ""
             raise UserError(
                 f"the training data has {len(rows)} rows, fewer than one batch of config.batch_size={batch_size}; "
-                f"expected more data or a smaller batch (of text, a smaller config.data.seq_len makes more rows)"
+                f"expected more data or a smaller batch{shorter}"
             )
         self._rows, self._order, self._batch_size, self._sharding = rows, order, batch_size, sharding
         self._seed = seed

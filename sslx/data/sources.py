@@ -361,7 +361,7 @@ class TfdsRecords:
                 if name == "label":
                     row[name] = float(value) if self._numbers else int(value)
                 else:
-                    where = f"{self._spec}, record {record}"
+                    where = f"{self._spec}, record {record + 1}"
                     row[name] = value if isinstance(value, str) else decoded(bytes(value), where)
             rows.append(row)
         return rows

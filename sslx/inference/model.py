@@ -1,8 +1,9 @@
 """The Python API: ``model = sslx.load("runs/bert_mlm")``, and a method a verb.
 
 A method takes one input (a text; of runs on pictures, the path of one or its pixels) or a list of them and gives one
-answer or a list in the same order (`Model.embed`: a vector or ``[n, width]``). Each is compiled once for a shape, of
-which there are few.
+answer or a list in the same order (`Model.embed`: a vector or ``[n, width]``). A tuple of two texts is a pair to
+`Model.classify` and `Model.score`; to every other method, which knows no pairs, it is a list of texts like any other.
+Each is compiled once for a shape, of which there are few.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
     Raises:
       UserError: no run or no checkpoint there, or an objective that needs its data.
     """
-    if not isinstance(run, str | os.PathLike):
+    if not isinstance(run, str | os.PathLike) or not os.fspath(run):
         raise UserError(f"run is {run!r}; expected the folder of a run, such as 'runs/bert_mlm'")
     return Model(load_run(os.fspath(run), checked(int | None, step, "step")))
 

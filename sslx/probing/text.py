@@ -15,6 +15,7 @@ from etils.epath import Path
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from sslx.data.labels import check_classes
 from sslx.data.text import PreparedText, TextConfig, prepare_text
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
@@ -48,11 +49,7 @@ class TextProbe:
             )
         tokenizer = str(local_copy(folder / "tokenizer"))
         data = prepare_text(config.data, layout="documents", tokenizer_override=tokenizer, seed=config.seed)
-        if not data.label_names:
-            raise UserError(
-                f"config.data.source {config.data.source!r} has no labels; "
-                f"expected a column {config.data.label_field!r} (config.data.label_field)"
-            )
+        check_classes(data, config.data)
         return data
 
     def data(self, config: TextProbeConfig, run: LoadedRun) -> dict[str, Any]:

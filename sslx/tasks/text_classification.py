@@ -7,7 +7,6 @@ macro-F1; Matthews correlation; and of two classes the F1 of the second, which G
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +15,12 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from sslx.data.labels import check_classes
 from sslx.data.text import PreparedText, TextConfig
-from sslx.errors import UserError
 from sslx.models.losses import softmax_cross_entropy
 from sslx.objective import Batch, Mean, Out, Report, Term
 from sslx.tasks.class_report import class_report, class_scores
 from sslx.tasks.labelled_text import LabelledText, LabelledTextConfig
-
-MANY = 20  # labels, from which on they are asked whether nearly every record has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +40,7 @@ class TextClassification(LabelledText):
 
     @classmethod
     def check_labels(cls, data: PreparedText, data_config: TextConfig) -> None:
-        if not data.label_names:
-            raise UserError(
-                f"config.data.source {data_config.source!r} has no labels that are classes; "
-                f"expected a column {data_config.label_field!r} (config.data.label_field)"
-            )
-        if len(data.label_names) < 2:
-            raise UserError(
-                f"config.data.source {data_config.source!r} has one label, {data.label_names[0]!r}; expected at least 2"
-            )
-        _check_classes(data, data_config)
+        check_classes(data, data_config)
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"classification": jnp.ones(batch["tokens"].shape[0], jnp.float32)}}
@@ -84,29 +72,3 @@ class TextClassification(LabelledText):
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
         return class_report(predictions["label"], self.guesses(predictions), self.label_names)
-
-
-def _check_classes(data: PreparedText, data_config: TextConfig) -> None:
-    """Refuses numbers, and what tells single records apart: as classes they would be learned, and mean nothing."""
-    names, source = data.label_names, f"the labels of config.data.source {data_config.source!r}"
-    values = [_number(name) for name in names]
-    numbers = all(value is not None for value in values)
-    file = f"configs/finetune/{'text_pairs' if data_config.pair_field else 'text_classification'}.py"
-    regression = f"numbers are predicted with the argument labels=number, as in --config={file}:data=...,labels=number"
-    if numbers and not all(value.is_integer() for value in values):
-        broken = next(name for name, value in zip(names, values, strict=True) if not value.is_integer())
-        raise UserError(
-            f"{source} are numbers ({broken!r} is one of {len(names):,}) and would each be a class; {regression}"
-        )
-    records = sum(data.statistics.get(f"{role}_documents", 0) for role in ("train", "eval", "test"))
-    if len(names) >= MANY and 2 * len(names) > records:
-        way = regression if numbers else "config.data.label_field names the field that they are read from"
-        raise UserError(f"{source} are {len(names):,} different ones in {records:,} records, and no classes; {way}")
-
-
-def _number(name: str) -> float | None:
-    try:
-        value = float(name)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None  # "nan" and "infinity" are words too

@@ -67,7 +67,10 @@ class Trainer:
         row = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in sample.items()}
         self.program = Program(config, objective, row, sharding.make_mesh(config.mesh) if mesh is None else mesh)
         order = data.train.order(config.seed)
-        self.batches = TrainBatches(data.train, order, config.batch_size, self.program.batch_sharding, config.seed)
+        packed = getattr(data, "layout", "documents") != "documents"  # which only rows of text have
+        self.batches = TrainBatches(
+            data.train, order, config.batch_size, self.program.batch_sharding, config.seed, packed=packed
+        )
         self.evaluator = Evaluator(self.program, data.train)
 
     def run(

@@ -167,8 +167,8 @@ def test_fewer_pictures_than_a_batch_takes(photographs, prepare):
     with pytest.raises(UserError) as caught:
         TrainBatches(rows, rows.order(0), 16, sharding(1))
     assert str(caught.value) == (
-        "the training data has 8 rows, fewer than one batch of config.batch_size=16; expected more data or a smaller "
-        "batch (of text, a smaller config.data.seq_len makes more rows)"
+        "the training data has 8 rows, fewer than one batch of config.batch_size=16; "
+        "expected more data or a smaller batch"
     )
 
 
