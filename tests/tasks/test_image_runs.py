@@ -19,7 +19,7 @@ from sslx.errors import UserError
 from sslx.evaluate import _features, _supervised, evaluate
 from sslx.inference.loading import load_run
 from sslx.models.resnet import ResnetConfig
-from sslx.probing.images import ImageProbeConfig
+from sslx.probing.images import ImageProbe, ImageProbeConfig
 from sslx.train.checkpoint import read_variables
 from sslx.train.sharding import unbox
 
@@ -120,7 +120,7 @@ def test_running_averages_travel_from_pretraining_through_fine_tuning(tmp_path):
 
 def evaluated(session, folder, how, **changes):
     """The results of an evaluation by few and short probes, by features and probe."""
-    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits,size=8")
+    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits")
     small = tiny_images("finetune/image_classification", "full", task__drop_path=0.0, optimizer__layer_decay=1.0)
     given.supervised = {name: small[name] for name in small if name not in ("data", "init", "steps")} if how else {}
     with given.unlocked():
@@ -168,11 +168,11 @@ def test_the_baseline_of_a_short_run_warms_up_in_time(run_of, monkeypatch):
 
     monkeypatch.setattr(finetune, "main", noting)
     run = dataclasses.replace(load_run(folder), step=50)
-    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits,size=8")
+    given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits")
+    config = build(ImageProbeConfig, given.to_dict())
     with pytest.raises(UserError, match="seen"):
-        _supervised(build(ImageProbeConfig, given.to_dict()), folder, run, folder / "not")
+        _supervised(config, ImageProbe().data(config, run), folder, run, folder / "not")
+    assert seen["batch_size"] == run.written["batch_size"]
     assert (seen["steps"], seen["optimizer"]["warmup_steps"]) == (50, 5)
     # From random parameters, nothing is held back; and any model may be the run's.
     assert (seen["optimizer"]["layer_decay"], seen["task"]["drop_path"]) == (1.0, 0.0)
-    with pytest.raises(UserError, match=r"size of configs/evaluate/image_probe\.py is 'big'; expected a number"):
-        load_config(CONFIGS / "evaluate" / "image_probe.py", "size=big")
