@@ -104,7 +104,7 @@ def test_pieces_tell_nothing_by_their_brightness_or_contrast(objective):
     # In each ninth a chequered ground of another mean and another deviation, from 0.03 to 0.2, in each channel.
     rng, cell = np.random.default_rng(0), np.repeat(np.arange(3), 4)
     mean, spread = (rng.uniform(*bounds, (40, 3, 3, 3))[:, cell][:, :, cell] for bounds in ((0.3, 0.7), (0.03, 0.2)))
-    noise = np.where(np.indices(mean.shape)[1:3].sum(axis=0) % 2, -1.0, 1.0)
+    noise = np.where((np.indices(mean.shape)[1:3] // 2).sum(axis=0) % 2, -1.0, 1.0)  # fields of 2 x 2 pixels
     images = (mean + spread * noise).astype(np.float32)
     pieces = np.asarray(jax.jit(objective.pieces)(images, keys(40))[0])
     np.testing.assert_allclose(pieces.mean(axis=(2, 3)), 0.5, atol=1e-4)

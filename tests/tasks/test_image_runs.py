@@ -121,7 +121,8 @@ def test_running_averages_travel_from_pretraining_through_fine_tuning(tmp_path):
 def evaluated(session, folder, how, **changes):
     """The results of an evaluation by few and short probes, by features and probe."""
     given = load_config(CONFIGS / "evaluate" / "image_probe.py", "data=digits")
-    small = tiny_images("finetune/image_classification", "full", task__drop_path=0.0, optimizer__layer_decay=1.0)
+    changed = dict(task__drop_path=0.0, optimizer__layer_decay=1.0, task__ema=0.5)  # an average of few steps
+    small = tiny_images("finetune/image_classification", "full", **changed)
     given.supervised = {name: small[name] for name in small if name not in ("data", "init", "steps")} if how else {}
     with given.unlocked():
         given.update_from_flattened_dict(
