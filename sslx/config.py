@@ -80,7 +80,13 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95  # Muon's
     weight_decay: float = 0.01
-    no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
+    no_decay: tuple[str, ...] = (
+        r"(^|/)bias$",
+        r"norm/scale$",
+        r"layer_scale$",
+        r"encoder/(class_token|registers|position)$",  # of a ViT, as its papers have it
+        r"(^|/)(mask_token|probe)$",
+    )
     clip_norm: float | None = 1.0
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0  # rate of layer l is layer_decay ** (depth - l); embeddings are layer 0
@@ -110,6 +116,17 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """Probes of the features while a pretext task trains, of data that has labels; they change nothing about it."""
+
+    probe: bool = False  # eval/online_linear and eval/online_knn
+    learning_rate: float = 3e-3  # of the linear classifier, constant
+    one_in: int = 4  # rows of a batch teaches the classifier: encoding them whole is what all of this costs
+    train_rows: int = 4096  # whose features vote for the held-out rows nearest to them, in each evaluation
+    eval_rows: int = 1024  # held-out rows that are voted for
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
     """Where training reports to; ``metrics.jsonl`` and TensorBoard are always written."""
 
@@ -131,6 +148,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    online: OnlineConfig = OnlineConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self):
@@ -141,8 +159,10 @@ class RunConfig:
         for name in ("beta1", "beta2", "momentum"):
             if not getattr(self.optimizer, name) < 1:
                 raise UserError(f"config.optimizer.{name} is {getattr(self.optimizer, name)}; expected less than 1")
-        if not self.optimizer.learning_rate > 0:
-            raise UserError(f"config.optimizer.learning_rate is {self.optimizer.learning_rate}; expected more than 0")
+        for part in ("optimizer", "online"):
+            if not getattr(self, part).learning_rate > 0:
+                rate = getattr(self, part).learning_rate
+                raise UserError(f"config.{part}.learning_rate is {rate}; expected more than 0")
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"config.batch_size {self.batch_size} does not divide into config.micro_batches {self.micro_batches}"
@@ -179,6 +199,9 @@ LEAST = {
     "eval.batches": 1,
     "eval.patience": 1,
     "eval.examples": 0,
+    "online.one_in": 1,
+    "online.train_rows": 1,
+    "online.eval_rows": 1,
     "log.every_steps": 1,
     "mesh.tolerance": 0,
 }

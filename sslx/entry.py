@@ -176,7 +176,9 @@ def _given_config(arguments: list[str]) -> tuple[Path, ml_collections.ConfigDict
     file = Path(path)
     if not file.is_file():
         siblings = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
-        raise UserError(f"no config file {path!r}; {nearest(path, siblings or map(str, Path('configs').glob('*.py')))}")
+        valid = siblings or [str(p) for p in sorted(Path("configs").glob("*.py"))]
+        looked = "" if file.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"no config file {path!r}{looked}" + (f"; {nearest(path, valid)}" if valid else ""))
     return file, load_config(file, argument)
 
 

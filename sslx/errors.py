@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 20  # names in one message; a folder may hold thousands
+QUOTED = 60  # characters of a text in one message
 
 
 class UserError(Exception):
@@ -31,6 +32,11 @@ class Unavailable(RuntimeError):
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, in one line of bounded length."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def quoted(text: str) -> str:
+    """A text of the user's as an error line has it: in quotes, and of a long one the beginning alone."""
+    return repr(text if len(text) <= QUOTED else f"{text[:QUOTED]}…")
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
 """Exports a run: ``python -m sslx.export --run=runs/bert_mlm --format=hf --out=FOLDER``.
 
 --run=FOLDER            the run
---format=hf             config.json, model.safetensors, tokenizer and a model card, which transformers loads; of the
-                        original BERT, RoBERTa, ELECTRA and GPT-2
+--format=hf             config.json, model.safetensors, tokenizer (of pictures: preprocessor_config.json) and a model
+                        card, which transformers loads; of the original BERT, RoBERTa, ELECTRA, GPT-2 and ViT
 --format=stablehlo      features (and logits, where there is a head) of any model as StableHLO, for any batch; the card
                         says how they are called
 --out=FOLDER            where to; must not exist
@@ -28,7 +28,7 @@ from sslx import entry
 from sslx.data.text import saved_tokenizer
 from sslx.data.tokenizer import Vocabulary
 from sslx.errors import UserError, choose
-from sslx.interop import stablehlo, writing
+from sslx.interop import preprocessor, stablehlo, writing
 from sslx.interop.folder import is_published
 from sslx.interop.model_card import model_card
 from sslx.interop.tokenizer import complete
@@ -112,21 +112,27 @@ def _write_hf(
     encoder_only: bool,
     data: Mapping[str, Any],
 ) -> tuple[str, dict[str, str]]:
-    encoder = objective.encoder(params, state)["params"]
-    causal = isinstance(objective, CausalLanguageModel) and not encoder_only
-    tokenizer, words = _complete(objective, run, data, continued=causal)
+    tokenizer, rows = None, {"vocab_size": 0, "pad_id": 0}
+    if objective.modality == "text":
+        causal = isinstance(objective, CausalLanguageModel) and not encoder_only
+        tokenizer, words = _complete(objective, run, data, continued=causal)
+        rows = {"vocab_size": words.size, "pad_id": words.pad_id}
+        notes = {"vocabulary": f"{words.size:,} tokens"}
     form = writing.published(
         objective.model,
-        {**params, "encoder": encoder},
-        vocab_size=words.size,
-        pad_id=words.pad_id,
+        objective.parts(params, state),
         head_reads=objective.head_reads,
         encoder_only=encoder_only,
+        **rows,
     )
     labels = None if encoder_only else getattr(objective, "label_names", None)
     writing.write(form, folder, tokenizer, labels)
+    if objective.modality == "images":
+        preprocessor.write(objective.model, data, folder)
+        features = {"class": "the class token", "mean": "the mean of the patches"}[objective.model.pool]
+        notes = {"a picture's features": f"{features}, of last_hidden_state"}
     count = sum(array.size for array in form.tensors.values())
-    return form.class_name, {"parameters": f"{count:,}", "vocabulary": f"{words.size:,} tokens"}
+    return form.class_name, {"parameters": f"{count:,}", **notes}
 
 
 def _complete(objective: Any, run: Path, data: Mapping[str, Any], *, continued: bool) -> tuple[Any, Vocabulary]:

@@ -21,7 +21,8 @@ from sslx.train.hosts import joined
 from sslx.train.initialise import inherited
 from sslx.train.run_folder import has_checkpoint, read_config
 
-FINETUNE = LocalPath(__file__).parents[1] / "configs" / "finetune" / "text_classification.py"
+FINETUNE = LocalPath(__file__).parents[1] / "configs" / "finetune"
+FINETUNES = {"text": "text_classification.py", "images": "image_classification.py"}  # by modality
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
@@ -46,20 +47,25 @@ def _conclude(session: Session, workdir: Path) -> None:
         loss, chance = trained.metrics["eval/loss"], session.objective.chance(session.data.statistics)
         beside = ""
         if chance is not None:
-            beside = f", {abs(chance - loss):.3f} nats {'below' if loss < chance else 'above'} chance ({chance:.3f})"
+            away = f"{abs(chance - loss):.3f} {session.objective.unit}".strip()
+            beside = f", {away} {'below' if loss < chance else 'above'} chance ({chance:.3f})"
         say(f"done: held-out loss {loss:.4f}{beside}; curves in {run}/curves.png")
     say("next:")
     say(f"  tensorboard --logdir={shlex.quote(run)}")
-    if FINETUNE.is_file():  # a package that was installed elsewhere has no configs beside it
-        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(session.written['model'], workdir))}")
+    finetune = FINETUNE / FINETUNES[session.objective.modality]
+    if finetune.is_file():  # a package that was installed elsewhere has no configs beside it
+        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(finetune, session.written, workdir))}")
 
 
-def _finetune_flags(model: Mapping[str, Any], workdir: Path) -> list[str]:
+def _finetune_flags(finetune: LocalPath, written: Mapping[str, Any], workdir: Path) -> list[str]:
     """Flags with which fine-tuning from the run in ``workdir`` works as they stand."""
-    run, usual = display(workdir), Path("runs") / FINETUNE.stem
-    given = [f"--config={display(FINETUNE)}", f"--config.init={run}"]
-    if model.get("positions") == "learned" and model["max_length"] < load_config(FINETUNE).data.seq_len:
+    run, usual, usually, model = display(workdir), Path("runs") / finetune.stem, load_config(finetune), written["model"]
+    given = [f"--config={display(finetune)}", f"--config.init={run}"]
+    if "seq_len" in usually.data and model.get("positions") == "learned" and model["max_length"] < usually.data.seq_len:
         given.append(f"--config.data.seq_len={model['max_length']}")
+    for name in ("image_size", "channels"):
+        if name in written["data"] and written["data"][name] != usually.data[name]:
+            given.append(f"--config.data.{name}={written['data'][name]}")
     if has_checkpoint(usual) and read_config(usual).get("init") != run:
         given.append(f"--workdir={usual}_{workdir.name}")
     return given

@@ -78,6 +78,11 @@ class Objective(abc.ABC):
 
     scope: ClassVar[Literal["row", "batch"]] = "row"  # "batch": a term's value depends on the whole batch
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
+    modality: ClassVar[str] = "text"  # what its rows are of: text | images
+    unit: ClassVar[str] = "nats"  # of its loss; "" where it has none
+    # Rows of the training data that evaluation compares held-out rows with, and how many of these; 0: none.
+    bank_rows: ClassVar[int] = 0
+    compared_rows: ClassVar[int] = 0
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 
@@ -135,6 +140,10 @@ class Objective(abc.ABC):
         An objective that starts from such an encoder keeps it as ``params["encoder"]``.
         """
 
+    def parts(self, params: Any, state: Any) -> dict[str, Any]:
+        """Parameters as they are exported: ``encoder``, as `encoder` gives it, and the heads beside it by name."""
+        return {**params, "encoder": self.encoder(params, state)["params"]}
+
     @abc.abstractmethod
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         """Features of rows, float32, from what ``encoder`` returned."""
@@ -159,6 +168,14 @@ class Objective(abc.ABC):
         """Per-row arrays for ``score`` and ``show``, made on device from a batch that ``views`` has been through."""
         return {}
 
+    def remember(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
+        """What ``compare`` needs of training rows that have been through no ``views``, an entry a row; on device."""
+        return {}
+
+    def compare(self, params: Any, state: Any, batch: Batch, bank: Mapping[str, Array]) -> dict[str, Mean]:
+        """Metrics of held-out rows, through no ``views``, beside what ``remember`` made of ``bank_rows`` others."""
+        return {}
+
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch ..."] | None:
         """What the head says of rows that have been through no ``views``, float32, for export; None: it has no head."""
         return None
@@ -174,11 +191,21 @@ class Objective(abc.ABC):
         """Rows of a table that let a person judge the model, from ``predict`` of a few held-out rows; [] shows none."""
         return []
 
+    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Sheets by name, uint8[height, width, 3], from ``predict`` of a few held-out rows; {} draws none."""
+        return {}
+
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         """What the model will see of each row: from a batch before and after ``views``, both on the host."""
         return [
             {name: str(np.asarray(array)[row]) for name, array in batch.items()} for row in range(len(batch["row"]))
         ]
+
+    def preview_pictures(
+        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Sheets of what the model will see, as `pictures`, from what ``preview`` takes."""
+        return {}
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
         """The final report of a downstream task on its test rows."""

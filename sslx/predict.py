@@ -1,22 +1,24 @@
-"""Asks a trained run about a file of texts: ``python -m sslx.predict --run=runs/bert_mlm --input=texts.jsonl``.
+"""Asks a trained run about texts or pictures: ``python -m sslx.predict --run=runs/bert_mlm --input=texts.jsonl``.
 
 In: .jsonl with a field "text" (and perhaps "id"; "pair" to classify or score pairs; "question" and "context" to
-answer; "tokens", a list of words, to tag these and no text), or .txt with a text a line. Out: a JSON object a line, in
-the same order, with the fields of the input.
+answer; "tokens", a list of words, to tag these and no text), or .txt with a text a line. Of a run on pictures: a
+folder, a file, a pattern of files, or .jsonl with a field "image", the path of one, which if it is relative begins
+where the .jsonl lies. Out: a JSON object a line, in the same order (of a folder, sorted by path), with the fields of
+the input.
 
   --run=FOLDER            the run
   --verb=NAME             fill | generate | classify | score | tag | answer | embed; default: what it was trained for
-  --input=FILE            .jsonl or .txt; - is JSON lines from stdin
+  --input=FILE            .jsonl or .txt, or pictures; - is JSON lines from stdin
   --output=FILE           where to write, whole or not at all; default: - (stdout)
-  --overwrite             the output may exist
+  --overwrite             the output may exist; it is never the input
   --keep=FIELD,...        more fields that the input may have; they are copied. None of the answer's, such as label
-  --batch_size=32         texts that go through the model at once
+  --batch_size=32         inputs that go through the model at once
   --step=N                which checkpoint; default: the best of a task's run, the newest of any other
 
   fill:                   --top=5 guesses for each [MASK]
   generate:               --new_tokens=64 --temperature=0.8 --top_k=K --top_p=1.0 --seed=0
   answer:                 --top=1 candidates
-  embed:                  --pool=mean|first|last|own  --normalise=True
+  embed:                  --pool=mean|first|last|own (of texts)  --normalise=True
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ import numpy as np
 from absl import flags
 
 from sslx import entry
-from sslx.data.files import decoded, json_object
+from sslx.data.files import decoded, json_object, matching_files
+from sslx.data.image_sources import SUFFIXES as PICTURES
 from sslx.errors import UserError, choose, nearest
-from sslx.inference import VERBS
+from sslx.inference import BY_MODALITY, VERBS
+from sslx.inference.loading import modality_of
 from sslx.inference.model import load, verb_class
 from sslx.inference.verb import InputError, Verb
 from sslx.runtime import configure
@@ -61,26 +65,36 @@ def main() -> None:
     if given.verb:
         choose(given.verb, VERBS, "--verb")
     _check_output(given.output, given.overwrite)
-    content = _content(given.input)
+    modality = modality_of(given.run)
+    files = modality == "images" and given.input != "-" and not given.input.endswith(".jsonl")
+    content = _files(given.input) if files else _content(given.input)
+    _check_apart(given.output, content if files else [given.input])
     configure()
     model = load(given.run, step=given.step)
-    name = given.verb or model.verbs[0]
+    name = given.verb or next(iter(model.verbs), "embed")
     model.require(name)
-    verb = _verb(name)
+    verb = _verb(name, modality)
     keep = tuple(filter(None, given.keep.split(",")))
     for field in keep:
         if field in verb.answer_fields():
             raise UserError(f"--keep={field}: {name} writes {field!r} itself; give the field of the input another name")
-    lines, records = _records(content, given.input, verb, keep)
+    if files:
+        places, records = [given.input] * len(content), [{"image": path} for path in content]
+    else:
+        lines, records = _records(content, given.input, verb, keep)
+        places = [_where(given.input, line) for line in lines]
+    asked = [_placed(record, given.input) for record in records] if modality == "images" else records
     try:
-        answers = model.answers(verb, records, given.batch_size)
+        answers = model.answers(verb, asked, given.batch_size)
     except InputError as error:
-        raise UserError(f"{_where(given.input, lines[error.index])}: {error.reason}") from None
+        if given.input.endswith(".txt") and not records[error.index]["text"].strip():
+            raise UserError(f"{places[error.index]} is empty") from None
+        raise UserError(f"{places[error.index]}: {error.reason}") from None
     told = 0
     with _writing(given.output) as file:
         for record, answer in zip(records, answers, strict=True):
             values = plain(answer, verb.counted)
-            told += verb.counted in values
+            told += bool(verb.counted) and verb.counted in values
             file.write(json.dumps(record | values, ensure_ascii=False) + "\n")
     print(f"{len(records):,} answers by step {model.run.step} of {given.run}", file=sys.stderr)
     if told:
@@ -88,9 +102,9 @@ def main() -> None:
 
 
 def plain(answer: Any, counted: str) -> dict[str, Any]:
-    """An answer as JSON values; what is ``counted`` only where there are some."""
+    """An answer as JSON values; what is ``counted``, if anything is, only where there are some."""
     values = dataclasses.asdict(answer)
-    if not values[counted]:
+    if counted and not values[counted]:
         del values[counted]
     return {name: _shortest(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
@@ -100,13 +114,13 @@ def _shortest(vector: np.ndarray) -> list[float]:
     return [float(str(value)) for value in vector]
 
 
-def _verb(name: str) -> Verb:
+def _verb(name: str, modality: str) -> Verb:
     """The verb with the options that the flags give it.
 
     Raises:
       UserError: an option of another verb, or one that cannot be.
     """
-    cls = verb_class(name)
+    cls = verb_class(name, modality)
     own = [field.name for field in dataclasses.fields(cls)]
     given = {option: value for option in _options() if (value := getattr(flags.FLAGS, option)) is not None}
     for option in given:
@@ -122,10 +136,23 @@ def _verb(name: str) -> Verb:
 def _options() -> dict[str, str]:
     """The options of all verbs, with the name of their type."""
     kinds = {}
-    for name in VERBS:
-        for field in dataclasses.fields(verb_class(name)):
-            kinds[field.name] = str(field.type).partition(" ")[0]
+    for modality, verbs in BY_MODALITY.items():
+        for name in verbs:
+            for field in dataclasses.fields(verb_class(name, modality)):
+                kinds[field.name] = str(field.type).partition(" ")[0]
     return kinds
+
+
+def _files(pictures: str) -> list[str]:
+    """The pictures that a folder, a path or a pattern names, as it names them."""
+    found, here = matching_files(f"--input={pictures}", pictures, PICTURES), os.getcwd()
+    return found if os.path.isabs(os.path.expanduser(pictures)) else [os.path.relpath(path, here) for path in found]
+
+
+def _placed(record: dict[str, Any], file: str) -> dict[str, Any]:
+    """A record of a .jsonl whose picture is found from here."""
+    folder = os.path.dirname(file) if file.endswith(".jsonl") else ""
+    return record | {"image": os.path.join(folder, os.path.expanduser(record["image"]))}
 
 
 def _content(file: str) -> str:
@@ -156,18 +183,25 @@ def _records(content: str, file: str, verb: Verb, keep: tuple[str, ...]) -> tupl
             raise UserError(f"{file} has texts alone; expected .jsonl with {_expected('-', verb)}")
         return [*range(1, len(lines) + 1)], [{"text": line.removesuffix("\r")} for line in lines]
     places = [place for place, line in enumerate(lines) if line.strip()]
-    records = [_record(lines[place], _where(file, place + 1), verb, keep) for place in places]
+    records = [json_object(lines[place], lambda place=place: _where(file, place + 1)) for place in places]
+    there = {name for record in records for name in record}
+    for place, record in zip(places, records, strict=True):
+        _check_record(record, _where(file, place + 1), verb, keep, there)
     return [place + 1 for place in places], records
 
 
-def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[str, Any]:
-    record = json_object(line, lambda: where)
+def _check_record(record: dict[str, Any], where: str, verb: Verb, keep: tuple[str, ...], there: set[str]) -> None:
+    """Refuses a record that the verb cannot read; ``there`` are the fields of all of them."""
     listed = (verb.listed,) if verb.listed else ()
     valid = (*verb.fields, *verb.optional, *listed, *ALWAYS, *keep)
     for name in record:
         if name in verb.answer_fields():
             raise UserError(f"{where}: field {name!r} is one of the answer's; give it another name")
         if name not in valid:
+            for kept in keep:
+                if kept not in there:
+                    near = nearest(kept, there.difference(verb.fields, verb.optional, listed, ALWAYS))
+                    raise UserError(f"--keep={kept} names no field of the input; {near}")
             raise UserError(f"{where}: unknown field {name!r}; {nearest(name, valid)}; --keep={name} copies it")
     instead = verb.listed in record  # it is looked at where its words are
     for name in verb.fields:
@@ -178,7 +212,6 @@ def _record(line: str, where: str, verb: Verb, keep: tuple[str, ...]) -> dict[st
     for name in (*verb.fields, *verb.optional):
         if not isinstance(record.get(name, ""), str):
             raise UserError(f"{where}: field {name!r} is not a string but {type(record[name]).__name__}")
-    return record
 
 
 def _expected(file: str, verb: Verb) -> str:
@@ -203,6 +236,15 @@ def _check_output(file: str, overwrite: bool) -> None:
         raise UserError(f"--output={file} exists; give another, or --overwrite")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write --output={file}: {path.parent} is not writable")
+
+
+def _check_apart(file: str, inputs: list[str]) -> None:
+    """Refuses to write over what is read, under whatever name, even where the output may exist."""
+    if file == "-" or not os.path.exists(file):
+        return
+    for path in inputs:
+        if path != "-" and os.path.samefile(file, path):
+            raise UserError(f"--output={file} is the input {path} itself; give another")
 
 
 @contextlib.contextmanager

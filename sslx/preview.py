@@ -1,6 +1,7 @@
 """Shows what the model will see: ``python -m sslx.preview --config=configs/bert_mlm.py``, before any training.
 
-The config may be one of a downstream task, with the --config.init that it will be trained from.
+The config may be one of a downstream task, with the --config.init that it will be trained from. Of pictures, a
+sheet of rows, views and masks is drawn, ``preview_views.png``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import ml_collections
 import numpy as np
 
 from sslx import entry
+from sslx.data.batches import training_rows
 from sslx.runtime import configure
 from sslx.session import run_config
-from sslx.storage import local_copy
+from sslx.storage import local_copy, write_picture
 from sslx.train.console import Console
 from sslx.train.initialise import inherited, objective_class, part_of
 from sslx.train.step import train_keys
@@ -31,20 +33,26 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     run = run_config(written, part_of(written))
     written, tokenizer = inherited(written | dataclasses.asdict(run))
     objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
-    ids = data.train.order(run.seed).rows_at(np.arange(min(ROWS, len(data.train))))
-    batch = data.train.fetch(ids) | {"row": ids.astype(np.int32)}
+    order = data.train.order(run.seed)
+    # One more than is shown: a row may be mixed with the next one, and the last of the batch with the first.
+    seen = np.arange(min(ROWS + 1, run.batch_size, len(data.train)))
+    batch = training_rows(data.train, order, seen, run.seed)
     step = jnp.zeros((), jnp.int32)
     key = train_keys(run.seed, step)[0]
     viewed = jax.device_get(jax.jit(lambda b: objective.views(b, key, step, train=True))(batch))
+    batch, viewed = jax.tree.map(lambda array: array[:ROWS] if np.ndim(array) else array, (batch, viewed))
     console = Console()
     for name, value in data.statistics.items():
         console.say(f"{name:<24} {value:,.4f}" if isinstance(value, float) else f"{name:<24} {value}")
     shown = objective.preview(batch, viewed)
-    for row, fields in zip(ids, shown, strict=True):
+    for row, fields in zip(batch["row"], shown, strict=True):
         console.say("")
         console.say(f"row {row}")
         for name, value in fields.items():
             console.say(f"  {name}: {value}")
+    for name, picture in objective.preview_pictures(batch, viewed).items():
+        write_picture(f"preview_{name}.png", picture)
+        console.say(f"written: preview_{name}.png")
     return shown
 
 

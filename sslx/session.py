@@ -24,7 +24,7 @@ from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, progress, together
-from sslx.train.initialise import from_scratch, load_encoder, objective_class
+from sslx.train.initialise import from_scratch, load_codebook, load_encoder, load_statistics, trained_class
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.optimizer import check_optimizer, make_schedule
@@ -68,7 +68,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         resumes = has_checkpoint(workdir)
         if resumes and (workdir / "tokenizer").is_dir():
             tokenizer = workdir / "tokenizer"
-        kind = objective_class(written)
+        kind = trained_class(written, config)
         # Preparing data may take hours: what is wrong whatever they are is told first.
         _check_optimizer(config)
         mesh = make_mesh(config.mesh)
@@ -80,7 +80,11 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         if not from_scratch(config.init) and not resumes:
             params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
             notes += unused
-            start = lambda: trainer.program.started_from(params)  # noqa: E731
+            statistics = load_statistics(trainer.program.abstract.state, Path(config.init))
+            start = lambda: trainer.program.started_from(params, statistics)  # noqa: E731
+        elif part == "task" and not resumes:
+            colours = load_codebook(trainer.program.abstract.params, config.init)
+            start = (lambda: trainer.program.started_from(colours)) if colours else None
     _check_same(written, resumes, data.statistics)
     console = Console()
     with contextlib.ExitStack() as stack:
@@ -135,7 +139,7 @@ def check_run(written: Mapping[str, Any], part: str) -> None:
     """
     config = run_config(written, part)
     require_wandb(config.log.wandb)
-    kind = objective_class(written)
+    kind = trained_class(written, config)
     _check_optimizer(config)
     objective, data = kind.prepare({**written, **dataclasses.asdict(config)})
     _check_best_metric(Trainer(config, objective, data, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
@@ -206,21 +210,23 @@ def _header(
     config: RunConfig, written: Mapping[str, Any], workdir: Path, trainer: Trainer, statistics: Mapping[str, Any]
 ) -> dict[str, str]:
     mesh = " x ".join(f"{axis}={size}" for axis, size in trainer.program.mesh.shape.items())
+    unit = statistics.get("row_unit", "rows")
+    tokens = f", {statistics['train_tokens']:,} tokens" if "train_tokens" in statistics else ""
     rows = {
         "devices": describe_devices(),
         "mesh": mesh,
         "parameters": f"{trainer.program.parameters / 1e6:.2f} M",
-        "data": f"{written['data']['source']}: {statistics['train_rows']:,} rows, {statistics['train_tokens']:,} tokens"
-        f" to train on ({statistics['train_split']}), {statistics['eval_rows']:,} rows held out"
+        "data": f"{written['data']['source']}: {statistics['train_rows']:,} {unit}{tokens}"
+        f" to train on ({statistics['train_split']}), {statistics['eval_rows']:,} {unit} held out"
         f" ({_sampled(statistics['eval_split'], written['data']['source'])})",
-        "run": f"{config.steps:,} steps of {config.batch_size} rows, {_epochs(config, statistics):.1f} epochs",
+        "run": f"{config.steps:,} steps of {config.batch_size} {unit}, {_epochs(config, statistics):.1f} epochs",
     }
     chance = trainer.objective.chance(statistics)
     if chance is not None:
         rows["chance"] = f"{chance:.4f} (loss of a model that guesses)"
     if config.init:
         rows["start"] = config.init
-    rows["written to"] = f"{display(workdir)} (checkpoints, metrics.jsonl, TensorBoard events, tokenizer)"
+    rows["written to"] = f"{display(workdir)} (checkpoints, metrics.jsonl, TensorBoard events)"
     return rows
 
 

@@ -15,7 +15,9 @@ import tempfile
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 from etils.epath import Path
+from PIL import Image
 
 from sslx.errors import Unavailable, UserError, first_line
 
@@ -104,6 +106,13 @@ def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
     """Writes a figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
+    write_bytes(path, content.getvalue())
+
+
+def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
+    """Writes pixels uint8[height, width, 3] as PNG."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
     write_bytes(path, content.getvalue())
 
 

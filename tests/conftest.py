@@ -135,6 +135,21 @@ def trained(tiny_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def picture_classifier(tmp_path_factory):
+    """Folder of a classifier of handwritten digits, three steps from random parameters, with a moving average."""
+    from tiny_images import tiny_images
+
+    from sslx.session import train
+
+    run = tmp_path_factory.mktemp("trained") / "digits"
+    settings = dict(steps=3, init="scratch", model__pool="class", task__ema=0.5, eval__batches=1)
+    settings |= dict(model__pixel_mean=(0.3,), model__pixel_std=(0.4,))
+    config = tiny_images("finetune/image_classification", **settings)
+    train(config.to_dict(), run, part="task", tokenizer=None, title="test")
+    return run
+
+
+@pytest.fixture(scope="session")
 def write_tiny_config(tiny_changes):
     """Writes a config file of a small run, whose values the command line may change as those of a user's file."""
 

@@ -113,12 +113,13 @@ def check_all(refused, module: str, cases: dict[str, str], *first: str) -> None:
     assert not failures, "\n".join(failures)
 
 
-def test_arguments_that_name_no_config(refused):
+def test_arguments_that_name_no_config(refused, folder):
     cases = {
         "": "no config given; expected --config=FILE.py",
         "--config=": "no config file ''",
-        "--config=pretrian.py": "no config file 'pretrian.py'; did you mean 'pretrain.py'?",
-        "--config  nowhere/a.py": "no config file 'nowhere/a.py'",
+        "--config=pretrian.py": "no config file 'pretrian.py' in " + f"{folder}; did you mean 'pretrain.py'?",
+        "--config  nowhere/a.py": f"no config file 'nowhere/a.py' in {folder}",
+        f"--config={folder}/pretrian.py": f"no config file '{folder}/pretrian.py'; did you mean",
         "--config=pretrain.py:base": "pretrain.py takes no argument; given 'base'",
         f"--config={REPOSITORY}/configs/bert_mlm.py:siez=base": "unknown config argument 'siez'",
         "--config=syntax.py": "config file syntax.py: SyntaxError: invalid syntax (syntax.py, line 1)",
@@ -186,7 +187,7 @@ def test_data_that_cannot_be_read(refused, folder):
         "text:latin/*.txt": "latin/a.txt: not UTF-8 at byte 3",
         "jsonl:broken.jsonl": "broken.jsonl:2: not JSON",
         "jsonl:body.jsonl": "body.jsonl:1: no field 'text'; valid: body",
-        "jsonl:few.jsonl": "rows, fewer than one batch of config.batch_size=8",
+        "jsonl:few.jsonl": "smaller batch, or a smaller config.data.seq_len, which makes more rows",
         "jsonl:with spaces/my few.jsonl": "rows, fewer than one batch of config.batch_size=8",
         "jsonl:corpus.jsonl  --config.data.train_split=trian": "no split 'trian'; did you mean 'train'?",
         "jsonl:corpus.jsonl  --config.data.tokenizer=wordpice": "did you mean 'wordpiece'?",
@@ -242,11 +243,17 @@ def test_the_wrong_config_or_start_for_an_entry(refused):
         "--config=classify.py  --config.init=scratch  --config.data.label_field=lable": "no field 'lable'",
     }
     check_all(refused, "finetune", cases)
+    # A document a row: shorter rows are as few.
+    few = "--config.data.train_split=train[:4]  --config.data.eval_split=train[4:]"
+    said = refused("finetune", "--config=classify.py", "--config.init=scratch", *few.split("  "))
+    assert said.endswith(
+        "has 4 rows, fewer than one batch of config.batch_size=8; expected more data or a smaller batch"
+    )
 
 
 def test_folders_that_cannot_be_written(refused):
     cases = {
-        "--workdir=file": "cannot write the run folder file: ",
+        "--workdir=file": "--workdir=file is a file, expected a folder",
         "--workdir=file/run": "cannot write the run folder file/run: Not a directory",
         "--workdir=/proc/run": "cannot write the run folder /proc/run: ",
     }

@@ -15,7 +15,7 @@ from sslx.models.gpt import SIZES as GPT_SIZES
 from sslx.session import run_config
 from sslx.train.initialise import inherited, objective_class, part_of
 from sslx.train.optimizer import make_optimizer, make_schedule
-from sslx.train.sharding import PARAMETER_AXES, is_box
+from sslx.train.sharding import PARAMETER_AXES, is_box, unbox
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Evaluations train nothing; test_evaluate.py builds theirs.
@@ -81,6 +81,54 @@ def test_electra_of_every_size_has_its_published_parameters(size, discriminator)
 
 def test_data2vec_of_its_published_size_builds():
     shapes("span_context.py", "base")
+
+
+@pytest.mark.parametrize(("size", "parameters"), {"base": 111_907_840, "large": 329_541_888}.items())
+def test_mae_of_every_size_has_its_published_parameters(size, parameters):
+    boxed = shapes("vit_mae.py", size)
+    # Theirs has both tables of fixed positions among them.
+    fixed = 197 * ({"base": 768, "large": 1024}[size] + 512)
+    assert sum(leaf.size for leaf in jax.tree.leaves(boxed)) == parameters - fixed
+
+
+@pytest.mark.parametrize(
+    ("file", "rate", "warmup", "epochs", "clip", "beta2"),
+    [
+        # facebookresearch/mae: PRETRAIN.md and main_pretrain.py.
+        ("vit_mae.py", 1.5e-4 * 4096 / 256, 40, 800, None, 0.95),
+        # microsoft/SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml and config.py.
+        ("vit_simmim.py", 1e-4 * 2048 / 512, 10, 800, 5.0, 0.999),
+    ],
+)
+def test_published_recipes_are_those_of_their_authors(file, rate, warmup, epochs, clip, beta2):
+    config = run_config(load_config(CONFIGS / file, "base").to_dict(), "pretext")
+    optimizer, per_epoch = config.optimizer, 1_281_167 / config.batch_size
+    assert optimizer.learning_rate == pytest.approx(rate)
+    assert (optimizer.clip_norm, optimizer.beta1, optimizer.beta2) == (clip, 0.9, beta2)
+    assert (optimizer.schedule, optimizer.final_scale, optimizer.weight_decay) == ("cosine", 0.0, 0.05)
+    assert (optimizer.warmup_steps / per_epoch, config.steps / per_epoch) == pytest.approx((warmup, epochs), rel=1e-2)
+
+
+@pytest.mark.parametrize(("size", "millions"), {"small": 76, "medium": 455, "large": 1362}.items())
+def test_igpt_of_every_size_has_its_published_parameters(size, millions):
+    leaves = jax.tree.leaves(shapes("vit_igpt.py", size))
+    assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("file", ["vit_simmim.py", "rotation.py", "relative_patch.py", "jigsaw.py"])
+def test_the_other_tasks_on_images_build_at_imagenets_size(file):
+    boxed = shapes(file, "base")
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(boxed["encoder"]))
+    assert encoder == 85_798_656  # timm's vit_base_patch16_224 without the classifier
+
+
+def test_a_linear_probe_trains_its_head_alone():
+    boxed = shapes("finetune/image_classification.py", "linear")
+    written = load_config(CONFIGS / "finetune/image_classification.py", "linear").to_dict()
+    optimizer = make_optimizer(run_config(written, "task").optimizer, lambda step: 0.1, boxed)
+    trained = [leaf for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, unbox(boxed))) if leaf.ndim]
+    # Two moments of the head, and nothing of the encoder.
+    assert sorted(leaf.shape for leaf in trained) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(boxed["head"])])
 
 
 def test_pairs_may_have_numbers():

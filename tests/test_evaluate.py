@@ -9,25 +9,30 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from entries import REPOSITORY
 
 from sslx.config import build, to_config_dict
 from sslx.data.text import TextConfig, prepare_text
 from sslx.entry import load_config
 from sslx.errors import UserError
-from sslx.evaluate import ProbeConfig, evaluate
+from sslx.evaluate import evaluate
 from sslx.inference.loading import load_run
+from sslx.probing.features import Encoder
+from sslx.probing.few_shot import FewShotConfig
 from sslx.probing.linear import LinearProbeConfig
 from sslx.probing.picture import project
-from sslx.probing.text import Encoder, bag_of_words
+from sslx.probing.text import TextProbeConfig, bag_of_words
 
 SPLITS = dict(train_split="train[:70%]", eval_split="train[70%:85%]", test_split="train[85%:]")
 
 
 @pytest.fixture(scope="module")
 def config(corpus_file):
-    return ProbeConfig(
+    return TextProbeConfig(
         data=TextConfig(f"jsonl:{corpus_file}", seq_len=32, **SPLITS),
         linear=LinearProbeConfig((0.01,), (1e-3, 1e-2), 40),
+        few_shot=FewShotConfig((2,), draws=3, steps=20),
+        projection="pca",
         random_encoders=2,
         batch_size=32,
     )
@@ -38,17 +43,22 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     values = to_config_dict(config).to_dict()
     (tmp_path / "probe.py").write_text(
         "from sslx.config import build, to_config_dict\n"
-        "from sslx.evaluate import ProbeConfig\n\n\n"
-        f"def get_config():\n    return to_config_dict(build(ProbeConfig, {values!r}))\n"
+        "from sslx.probing.text import TextProbeConfig\n\n\n"
+        f"def get_config():\n    return to_config_dict(build(TextProbeConfig, {values!r}))\n"
     )
     ended = entries.run("evaluate", f"--run={run}", "--config=probe.py", folder=tmp_path)
     assert ended.code == 0, ended.stderr
     written = json.loads((run / "evaluate" / "text_probe" / "probes.json").read_text())
     assert (run / "evaluate" / "text_probe" / "projection.png").read_bytes().startswith(b"\x89PNG")
     found = {(result["features"], result["probe"]): result for result in written["results"]}
-    encoders = [(name, probe) for name in ("pretrained", "random 0", "random 1") for probe in ("linear", "knn")]
+    probes, names = ("linear", "knn", "2 a class"), ("pretrained", "random 0", "random 1")
+    encoders = [(name, probe) for name in names for probe in probes]
     assert list(found) == [*encoders, ("TF-IDF", "linear"), ("commonest label", "none")]
     for result in found.values():
+        if "accuracies" in result:
+            assert len(result["accuracies"]) == 3
+            assert 0 < min(result["accuracies"]) <= max(result["accuracies"]) <= 1
+            continue
         assert 0 < result["accuracy"] <= 1
         assert 0 < result["macro_f1"] <= 1
         if (result["features"], result["probe"]) != ("commonest label", "none"):
@@ -74,10 +84,20 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
     for name, content in {"text_probe": first, "text_probe_2": second}.items():
         assert (folder / name / "probes.json").read_text() == content
 
+    (folder / "text_probe" / "probes.json").unlink()  # as if it had been killed, and so has its folder still
+    (folder / "text_probe_3").mkdir()
+    (folder / "text_probe_3" / "probes.json").write_text("of someone else")
+    ended = entries.run("evaluate", f"--run={run}", "--config=probe.py", "--config.knn.neighbours=4", folder=tmp_path)
+    assert "evaluate/text_probe_4/probes.json" in ended.stdout, ended.stderr
+    assert (folder / "text_probe_3" / "probes.json").read_text() == "of someone else"
+
     before = sorted(run.rglob("*"))
     for arguments, expected in {
         ("--config=probe.py",): "no --run given; expected --run=FOLDER",
         (f"--run={run}", "--config=probe.py", "--config.data.seq_len=64"): "has learned from rows of 32",
+        (f"--run={run}", f"--config={REPOSITORY}/configs/bert_mlm.py"): "--config is one to pretrain with (it has "
+        "config.pretext); expected configs/evaluate/text_probe.py or one like it\n",
+        (f"--run={run}", f"--config={REPOSITORY}/configs/finetune/text_classification.py"): "one to fine-tune with",
     }.items():
         ended = entries.run("evaluate", *arguments, folder=tmp_path)
         assert (ended.code, ended.stderr.count("\n")) == (2, 1), ended.stderr
@@ -87,6 +107,8 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
 
 def test_what_cannot_be_is_refused_before_anything_is_written(trained, config, tmp_path):
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(40)))
+    grades = [{"text": f"word {i}", "label": i % 7 / 2} for i in range(40)]
+    (tmp_path / "grades.jsonl").write_text("".join(json.dumps(grade) + "\n" for grade in grades))
     run, data = trained("bert_mlm"), config.data
     refused = {
         "no run in": dict(folder=tmp_path / "nothing"),
@@ -94,18 +116,26 @@ def test_what_cannot_be_is_refused_before_anything_is_written(trained, config, t
         "config.data.test_split is empty": dict(data=dataclasses.replace(data, test_split="")),
         "no field 'lable' for labels": dict(data=dataclasses.replace(data, label_field="lable")),
         "share": dict(data=dataclasses.replace(data, test_split="train[:10%]")),
-        "has no labels; expected a column 'label'": dict(
+        "has no labels that are classes; expected a column 'label'": dict(
             data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'plain.jsonl'}")
+        ),
+        # What fine-tuning refuses, too.
+        r"labels of .* are numbers \('0.5' is one of 7\).*sslx.finetune with the argument labels=number": dict(
+            data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'grades.jsonl'}")
+        ),
+        "labels of .* are 40 different ones in 40 records, and no classes": dict(
+            data=dataclasses.replace(data, source=f"jsonl:{tmp_path / 'plain.jsonl'}", label_field="text")
         ),
     }
     before = sorted(run.rglob("*"))
     for expected, change in refused.items():
         changed = dataclasses.replace(config, data=change.get("data", data))
+        folder, step = change.get("folder", run), change.get("step")
         with pytest.raises(UserError, match=expected):
-            evaluate(changed, change.get("folder", run), change.get("step"))
+            evaluate(changed, folder, load_run(folder, step))
     assert sorted(run.rglob("*")) == before
     with pytest.raises(UserError, match="did you mean 'neighbours'"):
-        build(ProbeConfig, {"knn": {"neighbors": 3}})
+        build(TextProbeConfig, {"knn": {"neighbors": 3}})
 
 
 def test_features_are_those_of_each_row_alone(trained, config):
@@ -149,7 +179,7 @@ def test_the_projection_keeps_the_most_variance():
 @pytest.mark.parametrize("argument", ["", "data=csv:reviews.csv"])
 def test_the_published_config_builds(argument):
     file = Path(__file__).parent.parent / "configs" / "evaluate" / "text_probe.py"
-    assert build(ProbeConfig, load_config(file, argument).to_dict()).random_encoders == 3
+    assert build(TextProbeConfig, load_config(file, argument).to_dict()).random_encoders == 3
     for options in ({"random_encoders": -1}, {"name": "a/b"}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"config.{next(iter(options))} is"):
-            ProbeConfig(**options)
+            TextProbeConfig(**options)

@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "there.jsonl").write_text("mine")
+    (folder / "link.jsonl").symlink_to("in.jsonl")
     return folder
 
 
@@ -171,10 +172,17 @@ def test_what_it_refuses(predict, folder, trained):
         (run, "--input=broken.jsonl"): "broken.jsonl, line 2: not JSON",
         (run, "--input=latin.jsonl"): "latin.jsonl: not UTF-8 at byte 13",
         (run, "--input=nomask.txt"): "nomask.txt, line 2: no [MASK] in the text 'nothing'",
-        (run, "--input=blank.txt", "--verb=embed"): "blank.txt, line 2: there is no token in the text ''",
+        (run, "--input=blank.txt", "--verb=embed"): "error: blank.txt, line 2 is empty\n",
+        (run, "--input=blank.txt"): "blank.txt, line 1: no [MASK] in the text 'one'",
+        (run, "--input=unknown.jsonl", "--keep=author"): "--keep=author names no field of the input; valid: txt",
+        (run, "--input=unknown.jsonl", "--keep=tx"): "--keep=tx names no field of the input; did you mean 'txt'?",
         (run, "--input=empty.jsonl"): "empty.jsonl is empty; expected a JSON object a line",
         (run, "--input=blanks.txt"): "blanks.txt is empty; expected a text a line",
         (run, "--input=in.jsonl", "--output=there.jsonl"): "--output=there.jsonl exists; give another, or --overwrite",
+        (run, "--input=in.jsonl", "--output=in.jsonl", "--overwrite"): "--output=in.jsonl is the input in.jsonl itself",
+        (run, "--input=in.jsonl", f"--output={folder}/in.jsonl", "--overwrite"): "is the input in.jsonl itself",
+        (run, "--input=link.jsonl", "--output=in.jsonl", "--overwrite"): "is the input link.jsonl itself",
+        (run, "--input=in.jsonl", "--output=link.jsonl", "--overwrite"): "is the input in.jsonl itself",
         (run, "--input=in.jsonl", "--output=no/a.jsonl"): "cannot write --output=no/a.jsonl: no folder no",
         (run, "--input=in.jsonl", "--output=."): "--output=. is a folder",
     }

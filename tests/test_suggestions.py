@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import sslx
 from sslx import main
 from sslx.errors import UserError
 from sslx.train.initialise import open_start
@@ -38,6 +39,28 @@ def test_the_commands_at_the_end_of_pretraining_run_as_they_stand(entries, tiny_
     assert (made["init"], made["data"]["seq_len"]) == ("runs/my run", 32)
 
 
+def test_a_run_is_found_one_level_up_or_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/bert a")
+    (run / "checkpoints" / "8").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    for given in ("checkpoints", "checkpoints/8", "config.json", "chekpoints"):
+        for path, root in ((run / given, run), (tmp_path / run / given, tmp_path / run)):
+            with pytest.raises(UserError, match=rf"; did you mean '{root}'\?$"):
+                read_config(path)
+    with pytest.raises(UserError, match=r"^no run in 'runs': .*; did you mean 'runs/bert a'\?$"):
+        read_config(Path("runs"))
+    for name in ("gpt", "mae"):
+        (Path("runs") / name / "checkpoints" / "8").mkdir(parents=True)
+        (Path("runs") / name / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^no run in 'runs': .*; valid: runs/bert a, runs/gpt, runs/mae$"):
+        read_config(Path("runs"))
+    with pytest.raises(UserError, match=r"^no run in 'nowhere/a': .* checkpoints$"):
+        read_config(Path("nowhere/a"))
+    with pytest.raises(UserError, match=r"^run is ''; expected the folder of a run"):
+        sslx.load("")
+
+
 def test_runs_without_a_checkpoint_are_not_suggested(tmp_path):
     for name, file in {"bert_a": "checkpoints/8/x", "bert_b": "checkpoints/8.damaged/x", "bert_c": ""}.items():
         (tmp_path / name).mkdir()
@@ -53,5 +76,5 @@ def test_runs_without_a_checkpoint_are_not_suggested(tmp_path):
     with pytest.raises(UserError, match=rf"\(valid: {tmp_path}/bert-base, {tmp_path}/bert_a\)$"):
         open_start(tmp_path / "bert_x")
     (tmp_path / "bert_a" / "checkpoints" / "8").rename(tmp_path / "bert_a" / "checkpoints" / "8.damaged")
-    with pytest.raises(UserError, match=r"checkpoints; valid: none$"):
+    with pytest.raises(UserError, match=r"config.json and checkpoints$"):
         read_config(tmp_path / "bert_x")

@@ -10,7 +10,7 @@ import ml_collections
 
 from sslx.config import parse_argument, to_config_dict
 from sslx.data.text import TextConfig
-from sslx.evaluate import ProbeConfig
+from sslx.probing.text import TextProbeConfig
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -18,4 +18,4 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     splits = dict(train_split="train[:2000]", eval_split="validation", test_split="test")
     if source != "python_docs":
         splits = dict(train_split="train[:80%]", eval_split="train[80%:90%]", test_split="train[90%:]")
-    return to_config_dict(ProbeConfig(data=TextConfig(source, seq_len=64, **splits)))
+    return to_config_dict(TextProbeConfig(data=TextConfig(source, seq_len=64, **splits)))

@@ -18,5 +18,10 @@
 - ``block_cache``: reads blocks ahead with threads, each once however many ask, and keeps those used last
 - ``block_order``: the shuffled order for far storage: blocks, then rows inside a window of blocks
 - ``text``: from a text config to prepared rows: all of the above
+- ``fitted``: pictures brought to a square whole, as detection and segmentation need them
+- ``pasted``: an embedded set for both: characters on photographs, with exact boxes and masks
+- ``coco``: opens COCO's JSON files as one list of records
+- ``boxes``: from a config to prepared rows of pictures with boxes
+- ``masks``: from a config to prepared rows of pictures with a class for each pixel
 - ``batches``: puts the rows of a step on the devices that its sharding assigns them to
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +31,15 @@ class RandomAccessRows(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawnRows(RandomAccessRows, Protocol):
+    """Rows of which training reads another random part each time, such as crops of large pictures."""
+
+    def draw(self, row_ids: np.ndarray, epochs: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """As ``fetch``; what is random is a function of the seed, the epoch of each row (int64[n]) and the row."""
+        ...
+
+
 class RowOrder(Protocol):
     """Which row stands at which position of an endless sequence of shuffled epochs."""
 
@@ -46,20 +55,30 @@ class TrainBatches:
       UserError: there are fewer rows than one batch takes.
     """
 
-    def __init__(self, rows: RandomAccessRows, order: RowOrder, batch_size: int, sharding: jax.sharding.Sharding):
+    def __init__(
+        self,
+        rows: RandomAccessRows,
+        order: RowOrder,
+        batch_size: int,
+        sharding: jax.sharding.Sharding,
+        seed: int = 0,
+        packed: bool = False,
+    ):
+        """``packed`` tells that a row is as many texts as its length has room for, which only an error says."""
         if len(rows) < batch_size:
+            shorter = ", or a smaller config.data.seq_len, which makes more rows" if packed else ""
             raise UserError(
                 f"the training data has {len(rows)} rows, fewer than one batch of config.batch_size={batch_size}; "
-                f"expected a larger corpus, a smaller batch or a smaller config.data.seq_len"
+                f"expected more data or a smaller batch{shorter}"
             )
         self._rows, self._order, self._batch_size, self._sharding = rows, order, batch_size, sharding
+        self._seed = seed
 
     def at(self, step: int) -> dict[str, jax.Array]:
         """The global batch of a step, with the rows' ids as int32[batch] ``row``."""
 
         def read(offsets: np.ndarray) -> dict[str, np.ndarray]:
-            ids = self._order.rows_at(step * self._batch_size + offsets)
-            return self._rows.fetch(ids) | {"row": ids.astype(np.int32)}
+            return training_rows(self._rows, self._order, step * self._batch_size + offsets, self._seed)
 
         return _global_batch(read, self._batch_size, self._sharding)
 
@@ -68,12 +87,34 @@ class TrainBatches:
         yield from _ahead(self.at, range(start, stop), ahead)
 
 
+def training_rows(rows: RandomAccessRows, order: RowOrder, positions: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What training reads at int64[n] positions of the order, with the rows' ids as int32[n] ``row``."""
+    ids = order.rows_at(positions)
+    batch = rows.draw(ids, positions // len(rows), seed) if isinstance(rows, DrawnRows) else rows.fetch(ids)
+    return batch | {"row": ids.astype(np.int32)}
+
+
+class SomeRows:
+    """So many of some rows, or all if there are no more, drawn by a seed."""
+
+    def __init__(self, rows: RandomAccessRows, count: int, seed: int):
+        self._rows = rows
+        self._ids = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def fetch(self, row_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """As that of the rows, whose ids are counted anew."""
+        return self._rows.fetch(self._ids[row_ids])
+
+
 class EvalBatches:
     """All rows once, in their order; the last batch is filled up with copies marked 0 in float32[batch] ``valid``."""
 
     def __init__(
         self,
-        rows: RandomAccessRows,
+        rows: RandomAccessRows | SomeRows,
         batch_size: int,
         sharding: jax.sharding.Sharding,
         batches: int | None = None,

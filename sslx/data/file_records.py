@@ -1,25 +1,24 @@
 """Documents in files: .txt, .jsonl, .parquet and .csv, as one random-access list of records over many files.
 
-In: paths. Out: `FileRecords`. A record that cannot be read is named by file and line. One without text (an empty .txt
-file, a null) is an empty document; a .jsonl file without lines adds none.
+In: paths. Out: `FileRecords`. A record that cannot be read is named by file and line, of Parquet by its number from 1.
+One without text (an empty .txt file, a null) is an empty document; a .jsonl file without lines adds none.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import math
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sslx.data.files import decoded, json_object
-from sslx.errors import MissingField, UserError, first_line, nearest
+from sslx.data.labels import class_name, number_of
+from sslx.data.tables import CsvFile, ParquetFile, check_fields, field_key
+from sslx.errors import MissingField, UserError, nearest
 
 
 class FileRecords:
@@ -41,30 +40,35 @@ class FileRecords:
         self._open = functools.lru_cache(maxsize=4)(lambda f: _READERS[kind[paths[f]]](paths[f], text_fields))
         self._names = tuple(text_fields)
         counts, labels = [], {}
-        for number, path in enumerate(paths):
+        for number in range(len(paths)):
             reader = self._open(number)
             counts.append(len(reader))
             if label_field and len(reader):
-                labels[path] = reader.labels(label_field)
+                labels[number] = reader.labels(label_field)
         if not any(counts):
             raise UserError(f"{paths[0]} holds no records{_like_the_others(paths)}")
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.label_names, self._labels = None, None
         if any(label is not None for label in labels.values()):
-            for path, label in labels.items():
+            for number, label in labels.items():
                 if label is None:
-                    raise UserError(f"{path} has no field {label_field!r} for labels, but other files of the source do")
+                    missing = f"{paths[number]} has no field {label_field!r} for labels"
+                    raise UserError(f"{missing}, but other files of the source do")
             if numbers:
-                flat = [_number(label, path, row) for path, file in labels.items() for row, label in enumerate(file)]
+                flat = [
+                    number_of(label, lambda n=number, r=row: self._open(n).where(r))
+                    for number, file in labels.items()
+                    for row, label in enumerate(file)
+                ]
                 self._labels = np.array(flat, dtype=np.float32)
                 return
             flat = [label for file in labels.values() for label in file]
             names = sorted(set(flat))
             if all(name.removeprefix("-").isdecimal() for name in names):
                 names.sort(key=int)
-            number_of = {name: i for i, name in enumerate(names)}
+            ids = {name: i for i, name in enumerate(names)}
             self.label_names = tuple(names)
-            self._labels = np.array([number_of[name] for name in flat], dtype=np.int32)
+            self._labels = np.array([ids[name] for name in flat], dtype=np.int32)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -86,7 +90,7 @@ class FileRecords:
         if label_field in fields:
             raise UserError(f"{path}: field {label_field!r} is null in all records; expected labels")
         raise MissingField(
-            f"{path}: no field {label_field!r} for labels; {nearest(label_field, fields)}", _key("label")
+            f"{path}: no field {label_field!r} for labels; {nearest(label_field, fields)}", field_key("label")
         )
 
     def of_files(self, paths: set[str]) -> RecordsOfFiles:
@@ -140,41 +144,6 @@ class DocumentPart:
         return [{"text": part} for _ in ids]
 
 
-def _key(name: str) -> str:
-    """The key of a config that names the field of a record's ``text``, ``pair`` or ``label``."""
-    return f"config.data.{name}_field"
-
-
-def _check_fields(path: str, given: Mapping[str, str], columns: Sequence[str]) -> None:
-    for name, field in given.items():
-        if field not in columns:
-            raise MissingField(f"{path}: no field {field!r}; {nearest(field, columns)}", _key(name))
-
-
-def _label(label: Any, where: Callable[[], str], field: str) -> str:
-    """A label as the name of its class; 1 and 1.0 are the same.
-
-    Raises:
-      UserError: it is empty or holds several values; says ``where()``.
-    """
-    if label == "":
-        raise UserError(f"{where()}: the field {field!r} is empty")
-    if isinstance(label, list | dict):
-        kind = "a list" if isinstance(label, list) else "an object"
-        raise UserError(f"{where()}: the field {field!r} is {kind}; expected a label, a string or a number")
-    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
-
-
-def _number(label: str, path: str, row: int) -> float:
-    try:
-        value = float(label)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{path}, record {row}: label {label!r} is no number")
-    return value
-
-
 def _like_the_others(paths: list[str]) -> str:
     return f", like the {len(paths) - 1} others" if paths[1:] else ""
 
@@ -224,22 +193,22 @@ class _JsonLinesFile:
         labels = [self._record(row).get(label_field) for row in range(len(self))]
         missing = next((row for row, label in enumerate(labels) if label is None), None)
         if missing is not None and any(label is not None for label in labels):
-            raise UserError(f"{self._where(missing)}: no field {label_field!r}, but other lines have it")
+            raise UserError(f"{self.where(missing)}: no field {label_field!r}, but other lines have it")
         if missing is not None:
             return None
-        return [_label(label, functools.partial(self._where, row), label_field) for row, label in enumerate(labels)]
+        return [class_name(label, functools.partial(self.where, row), label_field) for row, label in enumerate(labels)]
 
     def _texts(self, row: int) -> tuple[str, ...]:
         record = self._record(row)
         for field in self._text_fields.values():
             if field not in record:  # asked first, since only then the place costs nothing
-                _check_fields(self._where(row), self._text_fields, list(record))
+                check_fields(self.where(row), self._text_fields, list(record))
         return tuple(self._text(record, field, row) for field in self._text_fields.values())
 
     def _text(self, record: dict[str, Any], field: str, row: int) -> str:
         text = "" if record[field] is None else record[field]
         if not isinstance(text, str):
-            raise UserError(f"{self._where(row)}: field {field!r} is not a string but {type(text).__name__}")
+            raise UserError(f"{self.where(row)}: field {field!r} is not a string but {type(text).__name__}")
         return text
 
     def _record(self, row: int) -> dict[str, Any]:
@@ -248,100 +217,12 @@ class _JsonLinesFile:
         try:
             text = line.decode("utf-8").removeprefix("\ufeff")
         except UnicodeDecodeError:
-            text = decoded(line, self._where(row), start)
-        return json_object(text, functools.partial(self._where, row))
+            text = decoded(line, self.where(row), start)
+        return json_object(text, functools.partial(self.where, row))
 
-    def _where(self, row: int) -> str:
+    def where(self, row: int) -> str:
+        """A record's place, for an error."""
         return f"{self._path}:{self._bytes[: int(self._starts[row])].count(10) + 1}"
 
 
-class _ParquetFile:
-    """A .parquet file; the row group read last stays in memory."""
-
-    def __init__(self, path: str, text_fields: Mapping[str, str]):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._path, self._columns = path, tuple(text_fields.values())
-        try:
-            self._file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a parquet file ({first_line(error)})") from error
-        _check_fields(path, text_fields, self.fields())
-        metadata = self._file.metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._group = functools.lru_cache(maxsize=1)(
-            lambda g: self._file.read_row_group(g, columns=list(self._columns))
-        )
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def fields(self) -> list[str]:
-        return self._file.schema_arrow.names
-
-    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
-        groups = np.searchsorted(self._starts, rows, side="right") - 1
-        return [
-            tuple(self._text(row, group, field) for field in self._columns)
-            for row, group in zip(rows, groups.tolist(), strict=True)
-        ]
-
-    def labels(self, label_field: str) -> list[str] | None:
-        if label_field not in self.fields():
-            return None
-        labels = self._file.read(columns=[label_field])[label_field].to_pylist()
-        missing = next((row for row, label in enumerate(labels) if label is None), None)
-        if missing is not None:
-            raise UserError(f"{self._path}, row {missing}: field {label_field!r} is null")
-        return [_label(label, lambda r=row: f"{self._path}, row {r}", label_field) for row, label in enumerate(labels)]
-
-    def _text(self, row: int, group: int, field: str) -> str:
-        text = self._group(group)[field][row - int(self._starts[group])].as_py()
-        text = "" if text is None else text
-        if not isinstance(text, str):
-            raise UserError(f"{self._path}, row {row}: field {field!r} is not a string")
-        return text
-
-
-class _CsvFile:
-    """A .csv file with a header line, parsed whole: labelled sets are small."""
-
-    def __init__(self, path: str, text_fields: Mapping[str, str]):
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-
-        text = decoded(Path(path).read_bytes(), path)
-        header = next(csv.reader(io.StringIO(text, newline="")), [])
-        _check_fields(path, text_fields, header)
-        parse = arrow_csv.ParseOptions(newlines_in_values=True)
-        convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-        try:
-            self._table = arrow_csv.read_csv(
-                pa.BufferReader(text.encode()), parse_options=parse, convert_options=convert
-            )
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not CSV ({first_line(error)})") from error
-        self._path = path
-        self._columns = tuple(text_fields.values())
-
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def fields(self) -> list[str]:
-        return self._table.column_names
-
-    def texts(self, rows: list[int]) -> list[tuple[str, ...]]:
-        return list(zip(*(self._table[field].take(rows).to_pylist() for field in self._columns), strict=True))
-
-    def labels(self, label_field: str) -> list[str] | None:
-        if label_field not in self.fields():
-            return None
-        labels = self._table[label_field].to_pylist()
-        if "" in labels:
-            raise UserError(f"{self._path}, record {labels.index('')}: the field {label_field!r} is empty")
-        return labels
-
-
-_READERS = {".txt": _TextFile, ".jsonl": _JsonLinesFile, ".parquet": _ParquetFile, ".csv": _CsvFile}
+_READERS = {".txt": _TextFile, ".jsonl": _JsonLinesFile, ".parquet": ParquetFile, ".csv": CsvFile}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     """
     pattern = os.path.expanduser(pattern)
     if os.path.isdir(pattern):
-        found = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
+        found = _below(pattern)
     else:
         found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     found = sorted(os.path.abspath(path) for path in found if os.path.isfile(path))
@@ -45,6 +45,19 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
 
 
+def _below(folder: str) -> Iterator[str]:
+    """All that is below a folder, through links too, but for hidden names.
+
+    A link to a folder that it lies in is not gone through: each file would be there dozens of times, in other classes.
+    """
+    around = {folder: (os.path.realpath(folder),)}  # of each place, the folders that it lies in
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inner = {os.path.join(place, name): name for name in folders if not name.startswith(".")}
+        around |= {path: (*around[place], os.path.realpath(path)) for path in inner}
+        folders[:] = [name for path, name in inner.items() if around[path][-1] not in around[place]]
+        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+
+
 def splits_of_files(paths: list[str]) -> list[str]:
     """Returns the split of each file: ``train``, unless the names of all begin with that of a split.
 
@@ -59,14 +72,21 @@ def splits_of_files(paths: list[str]) -> list[str]:
 
 
 def content_of(paths: list[str]) -> list[Any]:
-    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint."""
-    stats = [os.stat(path) for path in paths]
-    if sum(stat.st_size for stat in stats) > HASHED_BYTES:
-        return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    """Returns what changes when the files' content or kind does, an entry a file, for a fingerprint.
+
+    Raises:
+      UserError: one of them cannot be read.
+    """
     digests = []
-    for path in paths:
-        with open(path, "rb") as file:
-            digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
+    try:
+        stats = [os.stat(path) for path in paths]
+        if sum(stat.st_size for stat in stats) > HASHED_BYTES:
+            return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+        for path in paths:
+            with open(path, "rb") as file:
+                digests.append([Path(path).suffix.lower(), hashlib.file_digest(file, "blake2b").hexdigest()])
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or paths[len(digests)]}: {error.strerror or error}") from error
     return digests
 
 

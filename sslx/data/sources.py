@@ -319,14 +319,14 @@ def _open_tfds(spec: str, builder: Any, content: str, fields: Fields) -> Collect
     return Collection(spec, content, tuple(names) if names else None, splits, {})
 
 
-def data_sources(spec: str, builder: Any) -> dict[str, Any]:
-    """The random-access data source of each split of a prepared dataset.
+def data_sources(spec: str, builder: Any, decoders: Any = None) -> dict[str, Any]:
+    """The random-access data source of each split of a prepared dataset; ``decoders`` as TFDS takes them.
 
     Raises:
       UserError: its file format has no random access.
     """
     try:
-        return {name: builder.as_data_source(split=name) for name in builder.info.splits}
+        return {name: builder.as_data_source(split=name, decoders=decoders) for name in builder.info.splits}
     except (NotImplementedError, ValueError) as error:
         raise UserError(
             f"{spec} is stored as {builder.info.file_format.value}, which has no random access; prepare it with "
@@ -361,7 +361,7 @@ class TfdsRecords:
                 if name == "label":
                     row[name] = float(value) if self._numbers else int(value)
                 else:
-                    where = f"{self._spec}, record {record}"
+                    where = f"{self._spec}, record {record + 1}"
                     row[name] = value if isinstance(value, str) else decoded(bytes(value), where)
             rows.append(row)
         return rows

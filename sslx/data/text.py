@@ -10,7 +10,6 @@ on; of a source that is one document, its last tenth. Splits that were written o
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sslx.data.cache import cache_folder, hash_of
+from sslx.data.labels import save_labels
 from sslx.data.packing import causal_plan, documents_plan, packed_plan, text_pairs_plan
 from sslx.data.pairs import pair_plan
 from sslx.data.rows import TextRows
@@ -75,8 +75,7 @@ class PreparedText:
     def save(self, folder: Path) -> None:
         """Writes ``folder/tokenizer/`` and, if there are labels, ``folder/labels.json``: what readers of a run need."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        if self.label_names:
-            (Path(folder) / "labels.json").write_text(json.dumps(self.label_names) + "\n", encoding="utf8")
+        save_labels(folder, self.label_names)
 
 
 def saved_tokenizer(run: Path) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
@@ -90,18 +89,6 @@ def saved_tokenizer(run: Path) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
         raise UserError(f"{run} has no tokenizer/; expected the folder of a run on text")
     tokenizer = load_tokenizer(str(folder.absolute()), None, vocab_size=0, lowercase=False, cache_dir="")
     return tokenizer, vocabulary(tokenizer)
-
-
-def saved_labels(run: Path) -> tuple[str, ...]:
-    """The label names that `PreparedText.save` has written into a run's folder.
-
-    Raises:
-      UserError: there are none.
-    """
-    file = Path(run) / "labels.json"
-    if not file.is_file():
-        raise UserError(f"{run} has no labels.json; expected the folder of a run that was trained on labels")
-    return tuple(json.loads(file.read_text(encoding="utf8")))
 
 
 def prepare_text(

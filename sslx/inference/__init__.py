@@ -1,4 +1,4 @@
-"""Index of the verbs: what a trained run can be asked for. A run's own verb is the first here that it can do."""
+"""Index of the verbs by modality: what a trained run can be asked for. Its own verb is the first that it can do."""
 
 VERBS = {
     "fill": "sslx.inference.fill:Fill",  # the likeliest tokens for each mask of a text
@@ -9,3 +9,8 @@ VERBS = {
     "answer": "sslx.inference.answer:AnswerQuestion",  # where in a context the answer to a question is
     "embed": "sslx.inference.embed:Embed",  # one vector for a text
 }
+PICTURE_VERBS = {
+    "classify": "sslx.inference.pictures:ClassifyPictures",  # the label of a picture, with probabilities
+    "embed": "sslx.inference.pictures:EmbedPictures",  # one vector for a picture
+}
+BY_MODALITY = {"text": VERBS, "images": PICTURE_VERBS}

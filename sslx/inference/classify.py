@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import OneLabelledRow, Row
@@ -38,6 +38,10 @@ class Classify(OneLabelledRow):
         return {"probabilities": jax.nn.softmax(logits, axis=-1)}
 
     def result(self, run: LoadedRun, row: Row, arrays: Mapping[str, np.ndarray]) -> Classified:
-        names, values = run.objective.label_names, arrays["probabilities"]
-        ordered = {names[label]: float(values[label]) for label in np.argsort(-values, kind="stable")}
+        ordered = by_probability(run.objective.label_names, arrays["probabilities"])
         return Classified(next(iter(ordered)), ordered, row.tokens_left_out)
+
+
+def by_probability(names: Sequence[str], values: Float[np.ndarray, " classes"]) -> dict[str, float]:
+    """Probabilities by label, likeliest first."""
+    return {names[label]: float(values[label]) for label in np.argsort(-values, kind="stable")}

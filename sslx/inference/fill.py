@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sslx.data.files import without_halves
-from sslx.errors import UserError
+from sslx.errors import UserError, quoted
 from sslx.inference.batching import power_of_two
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import OneRow, Row
@@ -82,7 +82,7 @@ class Fill(OneRow):
         if beyond:
             raise UserError(f"{beyond} of {len(picked) + beyond} masks stand beyond the {len(kept)} tokens it can see")
         if not picked:
-            raise UserError(f"no {MASK} in the text {text!r}")
+            raise UserError(f"no {MASK} in the text {quoted(text)}")
         spans = []
         for place in picked:
             start = text.index(mask, encoding.offsets[place - 1][0])  # a mask may stand for the spaces before it, too

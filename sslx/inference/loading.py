@@ -37,8 +37,8 @@ class LoadedRun:
     written: dict[str, Any]
     step: int  # of its checkpoint
     objective: Objective
-    tokenizer: PreTrainedTokenizerFast
-    words: Vocabulary
+    tokenizer: PreTrainedTokenizerFast | None  # of a run on text
+    words: Vocabulary | None
     variables: dict[str, Any]  # {"params", "state"}, on the device
     longest: int | None  # tokens of its rows, special ones included: what it has seen positions of
 
@@ -60,6 +60,16 @@ class LoadedRun:
         return encoding_backend(self.tokenizer.backend_tokenizer.to_str())
 
 
+def modality_of(run: str | Path) -> str:
+    """What a run's rows are of, from its config alone.
+
+    Raises:
+      UserError: there is no run.
+    """
+    check(run)
+    return objective_class(_written(run)).modality
+
+
 def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     """Reads a run.
 
@@ -68,17 +78,15 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
       step: Which checkpoint; None: the best of a downstream task's run, the newest of any other.
 
     Raises:
-      UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
+      UserError: no run or no checkpoint there, or an objective that needs its data.
     """
     ignore_absent_tpu()
     check(run)
-    written = read_config(Path(run))
-    if is_published(written):
-        raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")
+    written = _written(run)
     step = chosen_step(Path(run), written, step)
     folder = _local(Path(run))
     objective = objective_class(written).restored(written, folder)
-    tokenizer, words = saved_tokenizer(folder)
+    tokenizer, words = saved_tokenizer(folder) if objective.modality == "text" else (None, None)
     return LoadedRun(
         name=str(run),
         written=written,
@@ -89,6 +97,13 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
         variables=jax.device_put(read_variables(Path(run), step)),
         longest=written["data"].get("seq_len"),
     )
+
+
+def _written(run: str | Path) -> dict[str, Any]:
+    written = read_config(Path(run))
+    if is_published(written):
+        raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")
+    return written
 
 
 def _local(run: Path) -> LocalPath:

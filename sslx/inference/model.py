@@ -1,7 +1,9 @@
 """The Python API: ``model = sslx.load("runs/bert_mlm")``, and a method a verb.
 
-A method takes one input or a list of them and gives one answer or a list in the same order (`Model.embed`: a vector
-or ``[n, width]``). Each is compiled once for a shape, of which there are few.
+A method takes one input (a text; of runs on pictures, the path of one or its pixels) or a list of them and gives one
+answer or a list in the same order (`Model.embed`: a vector or ``[n, width]``). A tuple of two texts is a pair to
+`Model.classify` and `Model.score`; to every other method, which knows no pairs, it is a list of texts like any other.
+Each is compiled once for a shape, of which there are few.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from jaxtyping import Float
 
 from sslx.config import checked, load_class
 from sslx.errors import UserError, choose
-from sslx.inference import VERBS
+from sslx.inference import BY_MODALITY, VERBS
 from sslx.inference.answer import AnswerQuestion, Answers
 from sslx.inference.batching import Answerer
 from sslx.inference.classify import Classified, Classify
@@ -25,6 +27,7 @@ from sslx.inference.embed import Embed
 from sslx.inference.fill import Fill, Filled
 from sslx.inference.generate import Generate, Generated
 from sslx.inference.loading import LoadedRun, load_run
+from sslx.inference.pictures import ClassifiedPicture, ClassifyPictures, EmbedPictures, Picture, is_picture
 from sslx.inference.score import Score, Scored
 from sslx.inference.tag import Tag, Tagged
 from sslx.inference.verb import InputError, Verb
@@ -32,6 +35,7 @@ from sslx.inference.verb import InputError, Verb
 Texts = str | Sequence[str]
 Pair = tuple[str, str] | list[str]
 TextsOrPairs = str | Pair | Sequence[str | Pair]
+Pictures = Picture | Sequence[Picture]
 Words = tuple[str, ...] | list[str]
 
 
@@ -43,9 +47,9 @@ def load(run: str | os.PathLike[str], *, step: int | None = None) -> Model:
       step: Which checkpoint; None: the best of a downstream task's run, the newest of any other.
 
     Raises:
-      UserError: no run or no checkpoint there, no text run, or an objective that needs its data.
+      UserError: no run or no checkpoint there, or an objective that needs its data.
     """
-    if not isinstance(run, str | os.PathLike):
+    if not isinstance(run, str | os.PathLike) or not os.fspath(run):
         raise UserError(f"run is {run!r}; expected the folder of a run, such as 'runs/bert_mlm'")
     return Model(load_run(os.fspath(run), checked(int | None, step, "step")))
 
@@ -60,7 +64,9 @@ class Model:
     @property
     def verbs(self) -> tuple[str, ...]:
         """What it can do; first what it was trained for."""
-        return tuple(name for name in VERBS if verb_class(name).serves(self.run.objective))
+        objective = self.run.objective
+        names = BY_MODALITY[objective.modality]
+        return tuple(name for name in names if verb_class(name, objective.modality).serves(objective))
 
     def fill(self, texts: Texts, *, top: int = 5, batch_size: int = 32) -> Filled | list[Filled]:
         """The likeliest tokens for each ``[MASK]``.
@@ -71,21 +77,28 @@ class Model:
         return self._texts(Fill(top), texts, batch_size)
 
     def embed(
-        self, texts: Texts, *, pool: str = "mean", normalise: bool = True, batch_size: int = 32
+        self, inputs: Texts | Pictures, *, pool: str | None = None, normalise: bool = True, batch_size: int = 32
     ) -> Float[np.ndarray, "*n width"]:
-        """A vector a text; of no texts, an array of shape ``[0, width]``.
+        """A vector a text or picture; of none, an array of shape ``[0, width]``.
 
         Args:
-          texts: One or many.
-          pool: ``mean`` over tokens, ``first`` or ``last`` token, or ``own``: as the objective gives them to probes.
+          inputs: One or many.
+          pool: Of texts: ``mean`` over tokens (None), ``first`` or ``last`` token, or ``own``: as the objective gives
+            them to probes, which is how pictures are embedded.
           normalise: To length 1.
           batch_size: How many go through the model at once.
 
         Raises:
-          UserError: a text without a token.
+          UserError: a text without a token; what is no picture.
         """
-        verb = Embed(pool, normalise)
-        found = self._texts(verb, texts, batch_size)
+        if self._of_pictures:
+            if pool is not None:
+                raise UserError(f"pool is {pool!r}, and of pictures it is the run's own (config.model.pool); leave it")
+            verb = EmbedPictures(normalise)
+            found = self._pictures(verb, inputs, batch_size)
+        else:
+            verb = Embed("mean" if pool is None else pool, normalise)
+            found = self._texts(verb, inputs, batch_size)
         if not isinstance(found, list):
             return found.embedding
         vectors = [one.embedding for one in found]
@@ -109,13 +122,18 @@ class Model:
         """
         return self._texts(Generate(new_tokens, temperature, top_k, top_p, seed), prompts, batch_size)
 
-    def classify(self, texts: TextsOrPairs, *, batch_size: int = 32) -> Classified | list[Classified]:
+    def classify(
+        self, inputs: TextsOrPairs | Pictures, *, batch_size: int = 32
+    ) -> Classified | ClassifiedPicture | list[Classified] | list[ClassifiedPicture]:
         """Labels with probabilities. A pair is a tuple of two texts, or a list of two where the run takes pairs.
 
         Raises:
-          UserError: a text without a token; a pair where the run has learned from single texts, or the reverse.
+          UserError: a text without a token; a pair where the run has learned from single texts, or the reverse; what
+            is no picture.
         """
-        return self._texts(Classify(), texts, batch_size)
+        if self._of_pictures:
+            return self._pictures(ClassifyPictures(), inputs, batch_size)
+        return self._texts(Classify(), inputs, batch_size)
 
     def score(self, texts: TextsOrPairs, *, batch_size: int = 32) -> Scored | list[Scored]:
         """Numbers, of a run on labels that are numbers; texts and pairs as `classify` takes them.
@@ -164,8 +182,7 @@ class Model:
         Raises:
           UserError: the run cannot do it, or a record cannot be answered; before anything is computed.
         """
-        name = next(name for name, path in VERBS.items() if path.endswith(f":{type(verb).__name__}"))
-        self.require(name)
+        self.require(_name_of(verb))
         return self._answerer.results(verb, records, batch_size)
 
     def require(self, verb: str) -> None:
@@ -176,9 +193,8 @@ class Model:
         """
         choose(verb, VERBS, "verb")
         if verb not in self.verbs:
-            raise UserError(
-                f"{self.run.name} is a run of {self.run.kind} and cannot {verb}; it can {', '.join(self.verbs)}"
-            )
+            able = f"it can {', '.join(self.verbs)}" if self.verbs else "nor can it be asked for anything else"
+            raise UserError(f"{self.run.name} is a run of {self.run.kind} and cannot {verb}; {able}")
 
     def _answers(
         self, verb: AnswerQuestion, questions: Sequence[str], contexts: Sequence[str], batch_size: int
@@ -189,6 +205,7 @@ class Model:
         return found
 
     def _texts(self, verb: Verb, texts: Texts, batch_size: int) -> Any:
+        self.require(_name_of(verb))  # before texts are asked for where there can be none
         pairs, records = "pair" in verb.optional, []
         alone = isinstance(texts, str) or (pairs and self._is_pair(texts))
         for index, text in enumerate([texts] if alone else _listed(texts, "a text")):
@@ -205,6 +222,16 @@ class Model:
         self._warn(verb, found)
         return found[0] if alone else found
 
+    @property
+    def _of_pictures(self) -> bool:
+        return self.run.objective.modality == "images"
+
+    def _pictures(self, verb: Verb, pictures: Pictures, batch_size: int) -> Any:
+        alone = is_picture(pictures)
+        records = [{"image": picture} for picture in ([pictures] if alone else _listed(pictures, "a picture"))]
+        found = list(self.answers(verb, records, batch_size))
+        return found[0] if alone else found
+
     def _is_pair(self, texts: Any) -> bool:
         """Whether these are one pair; a list of texts is, if there are two and the run takes nothing but pairs."""
         if isinstance(texts, list) and self.run.written["data"].get("pair_field"):
@@ -212,7 +239,7 @@ class Model:
         return isinstance(texts, tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
 
     def _warn(self, verb: Verb, found: Sequence[Any]) -> None:
-        count = sum(getattr(one, verb.counted) > 0 for one in found)
+        count = sum(getattr(one, verb.counted) > 0 for one in found) if verb.counted else 0
         if count:
             warnings.warn(f"{count} of {len(found)} {verb.note(self.run)}", stacklevel=4)
 
@@ -233,6 +260,11 @@ def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def verb_class(name: str) -> type[Verb]:
+def _name_of(verb: Verb) -> str:
+    places = (place for verbs in BY_MODALITY.values() for place in verbs.items())
+    return next(name for name, path in places if path.endswith(f":{type(verb).__name__}"))
+
+
+def verb_class(name: str, modality: str = "text") -> type[Verb]:
     """The class behind a verb's name."""
-    return load_class(name, VERBS, "verb", Verb)
+    return load_class(name, BY_MODALITY[modality], "verb", Verb)

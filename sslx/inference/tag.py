@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sslx.data.tagged_words import as_word
-from sslx.errors import UserError
+from sslx.errors import UserError, quoted
 from sslx.inference.loading import LoadedRun
 from sslx.inference.verb import TaskRows
 from sslx.objective import Objective
@@ -47,7 +47,7 @@ class Tag(TaskRows):
             return _given_words(record[self.listed])
         words = _WORD.findall(record["text"])
         if not words:
-            raise UserError(f"there is no word in the text {record['text']!r}")
+            raise UserError(f"there is no word in the text {quoted(record['text'])}")
         return words
 
     def rows(self, run: LoadedRun, inputs: Sequence[list[str]]) -> Any:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 
 from sslx.config import checked
 from sslx.data.packing import text_pairs_plan
-from sslx.errors import UserError
+from sslx.errors import UserError, quoted
 from sslx.inference.loading import LoadedRun
 from sslx.objective import Objective
 
@@ -49,7 +49,8 @@ class Verb(abc.ABC):
     fields: ClassVar[tuple[str, ...]] = ("text",)  # of a record, all needed
     optional: ClassVar[tuple[str, ...]] = ()  # of a record
     listed: ClassVar[str] = ""  # of a record, a list of texts that may stand in place of ``fields``
-    counted: ClassVar[str] = "tokens_left_out"  # a number in each answer; how many are above 0 is told with ``note``
+    # A number in each answer; how many are above 0 is told with ``note``. "": there is none.
+    counted: ClassVar[str] = "tokens_left_out"
 
     @classmethod
     @abc.abstractmethod
@@ -177,7 +178,7 @@ def pair_of_texts(run: LoadedRun, text: str, pair: str) -> Row:
     words, ids = run.words, [run.tokens_of(one) for one in (text, pair)]
     for one, given in zip(ids, (text, pair), strict=True):
         if not one:
-            raise UserError(f"there is no token in the text {given!r}")
+            raise UserError(f"there is no token in the text {quoted(given)}")
     a, b = map(len, ids)
     plan = text_pairs_plan(np.array([0, a + b]), np.array([b]), run.longest, words.pair_separators)
     first, second = (one[:length] for one, length in zip(ids, plan.piece_length.tolist(), strict=True))
@@ -197,6 +198,6 @@ def whole_document(run: LoadedRun, text: str) -> Row:
     """
     ids = run.tokens_of(text)
     if not ids:
-        raise UserError(f"there is no token in the text {text!r}")
+        raise UserError(f"there is no token in the text {quoted(text)}")
     kept = ids if run.longest is None else ids[: run.longest - 2]
     return Row([run.words.cls_id, *kept, run.words.sep_id], len(ids) - len(kept))

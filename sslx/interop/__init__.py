@@ -5,5 +5,5 @@ ARCHITECTURES = {
     "roberta": "sslx.interop.roberta:ROBERTA",  # masked tokens, sequence classification
     "electra": "sslx.interop.electra:ELECTRA",  # discriminator, or the generator's masked tokens
     "gpt2": "sslx.interop.gpt2:GPT2",  # next token
-    "vit": "sslx.interop.vit:VIT",  # image encoder
+    "vit": "sslx.interop.vit:VIT",  # image encoder, image classification
 }

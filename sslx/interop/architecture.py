@@ -147,6 +147,7 @@ class Architecture:
     position_offset: bool = False
     copies: tuple[str, ...] = ()  # names of theirs that tell nothing new: tied tables and numbers that can be counted
     left_out: frozenset[str] = frozenset()  # parts of our parameters that belong to training and not to the model
+    example: str = "configs/bert_mlm.py:base and configs/gpt_clm.py:small"  # of what they have
 
     def model_from(self, theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Our ``config.model`` from their config.
@@ -190,8 +191,7 @@ class Architecture:
         if wrong:
             raise UserError(
                 f"transformers has no {head.name if head else self.base} with {', '.join(wrong)}; what it has are the "
-                "original sizes (such as configs/bert_mlm.py:base and configs/gpt_clm.py:small), and "
-                "--format=stablehlo exports any model"
+                f"original sizes (such as {self.example}), and --format=stablehlo exports any model"
             )
         values = {key: getattr(model, ours) for key, ours in self.fields.items()}
         for key, ours in self.fields.items():

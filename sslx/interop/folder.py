@@ -27,6 +27,7 @@ from sslx.config import build, load_class
 from sslx.data.tokenizer import load_tokenizer, vocabulary
 from sslx.errors import LISTED, UserError, first_line
 from sslx.interop.architecture import Architecture, Sizes, Tensor, architecture, shapes_there, to_ours
+from sslx.interop.preprocessor import pixel_statistics
 from sslx.models import MODELS
 from sslx.models.vit import VitConfig
 from sslx.storage import local_copy
@@ -50,6 +51,8 @@ class PublishedFolder:
         self.architecture: Architecture = architecture(raw["model_type"], f"{folder}/config.json")
         self._theirs = _complete(self._folder, self._name)
         written = self.architecture.model_from(self._theirs, f"{folder}/config.json")
+        if self.architecture.model == VitConfig.name:
+            written |= pixel_statistics(self._folder, self._name)
         model_class = load_class(self.architecture.model, MODELS, "model_type")
         self._built = build(model_class, written, f"{folder}/config.json, as config.model")
         self.model: dict[str, Any] = dataclasses.asdict(self._built)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sslx
+from sslx.data.images import held_out_share
 from sslx.train.run_folder import read_splits
 
 HF = """```python
@@ -33,6 +34,23 @@ given = tokenizer({texts}, padding="max_length", truncation={cut}, max_length={l
 real = given["attention_mask"]  # 1, and 0 for padding
 rows = {{"tokens": given["input_ids"], "segment_ids": real, "positions": real * np.arange({length}){token_types}}}
 found = {function}({{name: array.astype(np.int32) for name, array in rows.items()}})  # {result}
+```"""
+HF_OF_PICTURES = """```python
+from PIL import Image
+from transformers import AutoImageProcessor, {name}
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+model = {name}.from_pretrained("FOLDER")
+model(**processor(Image.open("a.png"){mode}, return_tensors="pt"))
+```"""
+STABLEHLO_OF_PICTURES = """```python
+import numpy as np
+from jax import export
+from PIL import Image, ImageOps
+
+features = export.deserialize(open("FOLDER/features.stablehlo", "rb").read()).call
+picture = ImageOps.fit(Image.open("a.png").convert("{mode}"), ({size}, {size}), bleed={bleed:g})
+features({{"image": np.asarray(picture, np.uint8).reshape(1, {size}, {size}, {channels})}})
 ```"""
 
 
@@ -92,7 +110,7 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "transformers" if form == "hf" else "jax"
-    use = HF.replace("{name}", class_name) if form == "hf" else _stablehlo_use(config, notes)
+    use = _use(form, class_name, config, notes)
     return f"""---
 license: # to be filled in by whoever publishes the model
 library_name: {library}
@@ -116,6 +134,19 @@ Trained by `python -m sslx.{entry}` with this config, and exported by
 {json.dumps(config, indent=2)}
 ```
 """
+
+
+def _use(form: str, class_name: str, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """How the exported model is used, as Python."""
+    data = config["data"]
+    if "image_size" not in data:
+        return HF.format(name=class_name) if form == "hf" else _stablehlo_use(config, notes)
+    grey = data["channels"] == 1
+    if form == "hf":
+        return HF_OF_PICTURES.format(name=class_name, mode='.convert("L")' if grey else "")
+    bleed = (1 - held_out_share(data.get("crop", "step"))) / 2  # from each side
+    size = {"size": data["image_size"], "channels": data["channels"]}
+    return STABLEHLO_OF_PICTURES.format(mode="L" if grey else "RGB", bleed=bleed, **size)
 
 
 def _stablehlo_use(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:

@@ -17,8 +17,10 @@ from safetensors.numpy import save_file
 
 from sslx.errors import UserError
 from sslx.interop.architecture import Architecture, Sizes, architecture, to_theirs
+from sslx.interop.vit import with_learned_positions, without_pooling
 from sslx.models.bert import BertConfig
 from sslx.models.gpt import GptConfig
+from sslx.models.igpt import IgptConfig
 from sslx.models.vit import VitConfig
 
 
@@ -40,7 +42,7 @@ class Published:
 
 def architecture_of(model: Any, parts: Mapping[str, Any]) -> Architecture:
     """The architecture that a model of ours is one of."""
-    if isinstance(model, GptConfig):
+    if isinstance(model, GptConfig) and not isinstance(model, IgptConfig):
         return architecture("gpt2", "the model")
     if isinstance(model, VitConfig):
         return architecture("vit", "the model")
@@ -82,6 +84,9 @@ def published(
         getattr(model, "patch_size", 0),
         getattr(model, "channels", 0),
     )
+    encoder = _flat(params["encoder"])
+    if isinstance(model, VitConfig):
+        model, encoder = with_learned_positions(without_pooling(model) if head is None else model, encoder)
     config = kind.config_from(model, head, sizes) | ({"vocab_size": vocab_size} if vocab_size else {})
     if kind.position_offset:
         config["pad_token_id"] = pad_id  # even where the tokenizer has none, since positions depend on it
@@ -95,7 +100,7 @@ def published(
             f"transformers has no class with the head that this run has ({', '.join(sorted(parts))}); its classes "
             f"have: {classes or 'none'}. --encoder_only exports the encoder, --format=stablehlo all of it"
         )
-    tensors = dict(to_theirs(kind.encoder, _flat(params["encoder"]), sizes))
+    tensors = dict(to_theirs(kind.encoder, encoder, sizes))
     if head is None:
         tensors = {name.removeprefix(f"{kind.prefix}."): array for name, array in tensors.items()}
     else:

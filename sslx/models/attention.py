@@ -40,16 +40,28 @@ def attend(
       dropout_rate: Share of attention probabilities to drop.
       dropout_key: Key for the dropout; None: no dropout.
     """
-    scale = query.shape[-1] ** -0.5
+    probabilities = attention_probabilities(query, key, query_segment_ids, key_segment_ids, order=order)
+    if dropout_key is not None:
+        probabilities = dropout(probabilities, dropout_rate, dropout_key)
+    value = jnp.swapaxes(value, 1, 2)
+    out = jnp.einsum("bhqk,bhkd->bhqd", probabilities.astype(value.dtype), value)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def attention_probabilities(
+    query: Float[Array, "batch queries heads head_width"],
+    key: Float[Array, "batch length heads head_width"],
+    query_segment_ids: Int[Array, "batch queries"],
+    key_segment_ids: Int[Array, "batch length"],
+    *,
+    order: tuple[Int[Array, "batch queries"], Int[Array, "batch length"]] | None = None,
+) -> Float[Array, "batch heads queries length"]:
+    """How much each query takes of each key, float32, 1 in all; arguments as of `attend`."""
     # Heads before length: both products are then plain batched matrix products, which XLA's CPU backend runs several
     # times faster than the same contraction with heads in the middle.
-    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * scale, key, value))
+    query, key = (jnp.swapaxes(array, 1, 2) for array in (query * query.shape[-1] ** -0.5, key))
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     seen = query_segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :]
     if order is not None:
         seen &= order[0][:, None, :, None] >= order[1][:, None, None, :]
-    probabilities = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
-    if dropout_key is not None:
-        probabilities = dropout(probabilities, dropout_rate, dropout_key)
-    out = jnp.einsum("bhqk,bhkd->bhqd", probabilities.astype(value.dtype), value)
-    return jnp.swapaxes(out, 1, 2)
+    return jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init, look_up, padded_vocabulary
-from sslx.models.transformer import Transformer, TransformerConfig
+from sslx.models.transformer import Transformer
+from sslx.models.transformer_config import TransformerConfig
 
 # Published sizes (google-research/bert, "BERT miniatures"): layers, width, heads; mlp_width is 4 * width.
 SIZES = {

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from sslx.models.bert import check_length
 from sslx.models.layers import Dropout, Initializer, look_up, padded_vocabulary
-from sslx.models.transformer import Cache, Transformer, TransformerConfig
+from sslx.models.transformer import Cache, Transformer
+from sslx.models.transformer_config import TransformerConfig
 
 # Published sizes (openai/gpt-2; ``shakespeare_char`` is nanoGPT's CPU setting): layers, width, heads.
 SIZES = {

@@ -9,9 +9,8 @@ the letter (arXiv 1810.04805, google-research/bert); pre-LN with RoPE, GeGLU and
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -19,94 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from sslx.errors import UserError, choose
-from sslx.models.attention import attend
-from sslx.models.layers import Dense, Dropout, Initializer, Norm, activation, bert_init
-
-REMAT = {
-    "none": None,  # keep every activation
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep products with weights, redo the rest
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep layer inputs only
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """One stack of blocks. Defaults are BERT's block at its "mini" size."""
-
-    causal: ClassVar[bool] = False  # a token sees itself and those before it
-
-    layers: int = 4
-    width: int = 256
-    heads: int = 4
-    mlp_width: int = 1024
-    norm_position: str = "post"  # post (BERT) | pre
-    norm: str = "layernorm"  # layernorm | rmsnorm
-    norm_eps: float = 1e-12
-    activation: str = "gelu"  # gelu (exact) | gelu_tanh | relu | silu
-    glu: bool = False  # gate the MLP: activation(x W) * (x V), mlp_width each (arXiv 2002.05202)
-    bias: bool = True
-    qk_norm: bool = False  # RMS-normalise queries and keys of each head (arXiv 2010.04245, 2302.05442)
-    positions: str = "learned"  # learned | rope
-    rope_theta: float = 10000.0
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    remat: str = "none"  # none | dots | full
-    unroll: bool | None = None  # unroll the scan over layers; None: on CPU only
-    dtype: str = "float32"  # computation; parameters are always float32
-
-    def __post_init__(self):
-        for name in ("layers", "width", "heads", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.model.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"config.model.{name} is {getattr(self, name)}; expected 0 or a share below 1")
-        if self.width % self.heads:
-            even = [heads for heads in range(1, self.width + 1) if self.width % heads == 0]
-            near = sorted(sorted(even, key=lambda heads: abs(heads - self.heads))[:2])
-            raise UserError(
-                f"config.model.width {self.width} is not divisible by config.model.heads {self.heads}; "
-                f"nearest that divide it: {', '.join(map(str, near))}"
-            )
-        if self.positions == "rope" and (self.width // self.heads) % 2:
-            raise UserError(f"config.model.positions=rope needs an even head width; got {self.width // self.heads}")
-        choose(self.norm_position, ("post", "pre"), "config.model.norm_position")
-        choose(self.norm, ("layernorm", "rmsnorm"), "config.model.norm")
-        choose(self.activation, ("gelu", "gelu_tanh", "relu", "silu"), "config.model.activation")
-        choose(self.positions, ("learned", "rope"), "config.model.positions")
-        choose(self.remat, REMAT, "config.model.remat")
-        choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
-
-    @property
-    def compute_dtype(self) -> Any:
-        """The dtype of activations."""
-        return jnp.dtype(self.dtype)
-
-    @property
-    def kernel_init(self) -> Initializer:
-        """How dense kernels and embeddings start."""
-        return bert_init
-
-    @property
-    def residual_init(self) -> Initializer:
-        """How the kernels start that write to the residual stream."""
-        return self.kernel_init
-
-    def flops_per_row(self, length: int, picked: int | None = None) -> float:
-        """Forward FLOPs of the stack for one row (attention counted in full, no masking).
-
-        Args:
-          length: Tokens in the row.
-          picked: How many positions the last layer is computed for; None: all.
-        """
-        keys_values = 4 * length * self.width**2
-
-        def layer(queries: int) -> float:
-            attention = 4 * queries * self.width**2 + 4 * queries * length * self.width
-            return keys_values + attention + (6 if self.glu else 4) * queries * self.width * self.mlp_width
-
-        return (self.layers - 1) * layer(length) + layer(length if picked is None else picked)
+from sslx.models.attention import attend, attention_probabilities
+from sslx.models.layers import Dense, Dropout, Norm, activation
+from sslx.models.transformer_config import REMAT, TransformerConfig
 
 
 @flax.struct.dataclass
@@ -187,6 +101,7 @@ class SelfAttention(nn.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value, place),
             )
             key, value, segment_ids, positions = cache.key, cache.value, cache.segment_ids, cache.positions
+        self.sow("layer", "compared", (query, key))  # costs nothing unless a caller asks for the collection
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
@@ -244,13 +159,25 @@ class Block(nn.Module):
         positions: Int[Array, "batch length"],
         picked: Int[Array, "batch picked"] | None = None,
         cache: LayerCache | None = None,
+        skipped: Float[Array, ""] | float = 0.0,
         *,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch queries width"], LayerCache | None]:
+        """``skipped`` is the share of rows whose branches this layer skips."""
         config = self.config
         pre = config.norm_position == "pre"
         attention, mlp = SelfAttention(config, name="attention"), MLP(config, name="mlp")
         drop = Dropout(config.dropout)
+
+        def branch(y: Array, name: str) -> Array:
+            if config.layer_scale:
+                start = nn.with_logical_partitioning(nn.initializers.constant(config.layer_scale), ("norm",))
+                y = y * self.param(f"{name}_layer_scale", start, (config.width,)).astype(y.dtype)
+            y = drop(y, deterministic=deterministic)
+            if not config.drop_path or deterministic:
+                return y
+            kept = jax.random.uniform(self.make_rng("dropout"), (y.shape[0], 1, 1)) >= skipped
+            return jnp.where(kept, y / (1.0 - skipped), 0.0).astype(y.dtype)
 
         def norm(name: str) -> Norm:
             return Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name=name)
@@ -259,11 +186,11 @@ class Block(nn.Module):
         attended, cache = attention(
             attention_norm(x) if pre else x, segment_ids, positions, picked, cache, deterministic=deterministic
         )
-        x = _pick(x, picked) + drop(attended, deterministic=deterministic)
+        x = _pick(x, picked) + branch(attended, "attention")
         x = x if pre else attention_norm(x)
         y = mlp(mlp_norm(x) if pre else x)
         self.sow("layer", "mlp_out", y)  # costs nothing unless a caller asks for the collection
-        x = x + drop(y, deterministic=deterministic)
+        x = x + branch(y, "mlp")
         x = x if pre else mlp_norm(x)
         return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), cache
 
@@ -291,7 +218,7 @@ class Transformer(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"],
+        positions: Int[Array, "batch length ..."],
         picked: Int[Array, "batch picked"] | None = None,
         *,
         deterministic: bool,
@@ -314,6 +241,37 @@ class Transformer(nn.Module):
         """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
         return self._run(x, segment_ids, positions, None, keep, True)[1]
 
+    def last_attention(
+        self,
+        x: Float[Array, "batch length width"],
+        segment_ids: Int[Array, "batch length"],
+        positions: Int[Array, "batch length ..."],
+    ) -> Float[Array, "batch heads length length"]:
+        """How much each position of the last layer takes of each, by head; no dropout, and not for causal models."""
+        x, _ = self._run(x, segment_ids, positions, None, None, True, self.config.layers - 1)
+        last = jax.tree.map(lambda array: array[-1], self.layers)
+        _, inside = self.block.apply({"params": last}, x, segment_ids, positions, deterministic=True, mutable=["layer"])
+        query, key = inside["layer"]["attention"]["compared"][0]
+        return attention_probabilities(query, key, segment_ids, segment_ids)
+
+    def after(
+        self,
+        x: Float[Array, "batch length width"],
+        segment_ids: Int[Array, "batch length"],
+        positions: Int[Array, "batch length ..."],
+        layers: int,
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length width"]:
+        """Hidden states after so many layers; those before the last layer are normalised without scale and bias.
+
+        The residual stream of pre-LN grows with the depth, and no norm of a middle layer belongs to its states.
+        """
+        if layers == self.config.layers:
+            return self(x, segment_ids, positions, deterministic=deterministic)
+        x, _ = self._run(x, segment_ids, positions, None, None, deterministic, layers)
+        return jax.nn.standardize(x.astype(jnp.float32), epsilon=self.config.norm_eps)
+
     def _run(
         self,
         x: Array,
@@ -322,14 +280,16 @@ class Transformer(nn.Module):
         picked: Array | None,
         keep: Callable[[Array], Array] | None,
         deterministic: bool,
+        layers: int | None = None,
     ) -> tuple[Array, Array | None]:
-        """The states after the last layer and, with ``keep``, what it made of each layer."""
+        """The states after the last of ``layers`` (None: all) and, with ``keep``, what it made of each."""
         config = self.config
         key = None if deterministic else self.make_rng("dropout")
 
         def apply(x: Array, params: Any, layer: Array | int, picked: Array | None = None) -> tuple[Array, Array | None]:
             rngs = {} if deterministic else {"dropout": jax.random.fold_in(key, layer)}
-            given, wanted = (x, segment_ids, positions, picked), ["layer"] if keep else []
+            skipped = config.drop_path * layer / max(config.layers - 1, 1)
+            given, wanted = (x, segment_ids, positions, picked, None, skipped), ["layer"] if keep else []
             (x, _), inside = self.block.apply(
                 {"params": params}, *given, deterministic=deterministic, rngs=rngs, mutable=wanted
             )
@@ -337,7 +297,8 @@ class Transformer(nn.Module):
 
         if REMAT[config.remat] is not None:
             apply = jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=False)
-        whole = config.layers if picked is None else config.layers - 1
+        layers = config.layers if layers is None else layers
+        whole = layers if picked is None else config.layers - 1
         x, kept = jax.lax.scan(
             lambda x, scanned: apply(x, *scanned),
             x,
@@ -392,9 +353,16 @@ def _pick(x: Shaped[Array, "batch length ..."], picked: Int[Array, "batch picked
 
 
 def rotate(
-    x: Float[Array, "batch length heads width"], positions: Int[Array, "batch length"], theta: float
+    x: Float[Array, "batch length heads width"], positions: Int[Array, "batch length ..."], theta: float
 ) -> Float[Array, "batch length heads width"]:
-    """Rotary positions (arXiv 2104.09864): turns the pairs ``(i, i + width/2)`` by ``position / theta^(2i/width)``."""
+    """Rotary positions (arXiv 2104.09864): turns the pairs ``(i, i + width/2)`` by ``position / theta^(2i/width)``.
+
+    Of positions with several coordinates ``[batch, length, axes]``, each turns its own part of the features.
+    """
+    if positions.ndim == 3:
+        parts = jnp.split(x, positions.shape[-1], axis=-1)
+        turned = [rotate(part, positions[..., axis], theta) for axis, part in enumerate(parts)]
+        return jnp.concatenate(turned, axis=-1)
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies

@@ -21,7 +21,7 @@ from sslx.planning import hlo, roofline, traffic
 from sslx.planning.roofline import Roofline
 from sslx.planning.topology import Topology
 from sslx.session import run_config
-from sslx.train.initialise import objective_class, part_of
+from sslx.train.initialise import part_of, trained_class
 from sslx.train.memory import exhausted
 from sslx.train.program import Program
 from sslx.train.sharding import make_mesh
@@ -108,7 +108,7 @@ def build_program(written: Mapping[str, Any], topology: Topology) -> Program:
     written = {**written, **dataclasses.asdict(config)}
     if topology.chip and written["model"].get("unroll", False) is None:
         written["model"] = {**written["model"], "unroll": False}  # left open, it means no on an accelerator
-    objective, row = objective_class(written).abstract(written)
+    objective, row = trained_class(written, config).abstract(written)
     return Program(config, objective, row, make_mesh(config.mesh, list(topology.devices)))
 
 

@@ -122,6 +122,7 @@ class SpanContext(TextPretext):
     """The objective of ``config.pretext.name = "span_context"``."""
 
     pretext_config = SpanContextConfig
+    unit = ""
 
     pretext: SpanContextConfig
     model: BertConfig

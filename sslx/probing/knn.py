@@ -45,17 +45,26 @@ def knn_scores(
     """Summed weights of each class's votes; the class with the most is the answer."""
     neighbours = min(config.neighbours, len(train))
     bank, labels = unit_vectors(jnp.asarray(train)), jnp.asarray(labels)
-    vote = jax.jit(functools.partial(_vote, neighbours=neighbours, temperature=config.temperature, classes=classes))
+    voted = jax.jit(functools.partial(vote, neighbours=neighbours, temperature=config.temperature, classes=classes))
     size = min(ROWS_AT_ONCE, len(queries))
     scores = []
     for start in range(0, len(queries), size):
         chunk = queries[start : start + size]
         padded = np.concatenate([chunk, np.zeros((size - len(chunk), queries.shape[1]), queries.dtype)])
-        scores.append(np.asarray(vote(bank, labels, jnp.asarray(padded)))[: len(chunk)])
+        scores.append(np.asarray(voted(bank, labels, jnp.asarray(padded)))[: len(chunk)])
     return np.concatenate(scores)
 
 
-def _vote(bank: Array, labels: Array, queries: Array, *, neighbours: int, temperature: float, classes: int) -> Array:
+def vote(
+    bank: Float[Array, "rows dim"],
+    labels: Int[Array, " rows"],
+    queries: Float[Array, "queries dim"],
+    *,
+    neighbours: int,
+    temperature: float,
+    classes: int,
+) -> Float[Array, "queries classes"]:
+    """Shares of the votes, but for one factor a query; the bank's rows are of length 1."""
     similarity, nearest = jax.lax.top_k(unit_vectors(queries) @ bank.T, neighbours)
     # exp(s/T) reaches 1.6e6 at T = 0.07 and overflows at small T; what is subtracted changes no share of a row.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)

@@ -72,12 +72,11 @@ def linear_probe(
     seed: int = 0,
 ) -> LinearProbe:
     """Trains the grid and chooses by accuracy on validation; of equals, the lower cross-entropy there."""
-    mean, scale = train.mean(axis=0), train.std(axis=0)
-    scale = np.where(scale > 1e-6, scale, 1.0)  # a feature that never changes says nothing, whatever its scale
+    mean, scale = standardising(train)
     x, held = ((rows - mean) / scale for rows in (train, validation))
     settings = list(itertools.product(config.learning_rates, config.weight_decays))
-    fit = functools.partial(_fit, classes=classes, steps=config.steps, batch_size=config.batch_size)
-    kernels, biases = jax.jit(jax.vmap(fit, (0, None, None, None)))(
+    each = functools.partial(fit, classes=classes, steps=config.steps, batch_size=config.batch_size)
+    kernels, biases = jax.jit(jax.vmap(each, (0, None, None, None)))(
         np.array(settings, np.float32), jnp.asarray(x), jnp.asarray(train_labels), jax.random.key(seed)
     )
     accuracy, loss = jax.device_get(
@@ -89,10 +88,23 @@ def linear_probe(
     return LinearProbe(mean, scale, kernel, bias, rate, decay, float(accuracy[best]))
 
 
-def _fit(
-    setting: Float[Array, "2"], x: Float[Array, "rows dim"], labels: Int[Array, " rows"], key: Array, **options: int
+def standardising(train: Float[np.ndarray, "rows dim"]) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]:
+    """Mean and scale of features by the training rows."""
+    scale = train.std(axis=0)
+    return train.mean(axis=0), np.where(scale > 1e-6, scale, 1.0)  # one that never changes says nothing at any scale
+
+
+def fit(
+    setting: Float[Array, "2"],
+    x: Float[Array, "rows dim"],
+    labels: Int[Array, " rows"],
+    key: Array,
+    *,
+    classes: int,
+    steps: int,
+    batch_size: int,
 ) -> tuple[Float[Array, "dim classes"], Float[Array, " classes"]]:
-    classes, steps, batch_size = options["classes"], options["steps"], options["batch_size"]
+    """Kernel and bias of one classifier; ``setting`` is its learning rate and weight decay."""
     rows, dim = x.shape
     direction = optax.scale_by_adam(b2=0.99)
 

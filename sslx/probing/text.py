@@ -1,7 +1,7 @@
-"""Features of labelled texts: from a frozen encoder, and from counting words.
+"""Probes on labelled texts: their rows, and the baseline that counts words.
 
-In: labelled rows of tokens. Out: `Labelled` features for the probes. The bags of words are of the same tokens that
-the encoder sees, so that both know the same of each text.
+In: labelled rows of tokens. Out: what the probes need. The bags of words are of the same tokens that the encoder sees,
+so that both know the same of each text.
 """
 
 from __future__ import annotations
@@ -10,41 +10,65 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int
+from etils.epath import Path
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from sslx.objective import Objective
+from sslx.data.labels import check_classes
+from sslx.data.text import PreparedText, TextConfig, prepare_text
+from sslx.errors import UserError
+from sslx.inference.loading import LoadedRun
+from sslx.probing.features import Labelled
+from sslx.probing.probe import ProbeConfig, Result, result
+from sslx.storage import local_copy
 
 INVERSE_PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # scikit-learn's C
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
-    """Features of rows with the label of each."""
+@dataclasses.dataclass(frozen=True)
+class TextProbeConfig(ProbeConfig):
+    """The config of an evaluation of a run on texts."""
 
-    features: Float[np.ndarray, "rows dim"]
-    labels: Int[np.ndarray, " rows"]
+    name: str = "text_probe"
+    bag_of_words: bool = True  # the TF-IDF baseline
+    data: TextConfig = dataclasses.field(default_factory=TextConfig)
 
 
-class Encoder:
-    """Encodes rows with an objective's frozen encoder, in batches of one shape."""
+class TextProbe:
+    """`Probe` on texts."""
 
-    def __init__(self, objective: Objective, batch_size: int):
-        self._encode = jax.jit(objective.encode)
-        self._batch_size = batch_size
+    config_class = TextProbeConfig
 
-    def __call__(self, variables: Any, rows: Any) -> Labelled:
-        """Features of all rows; ``variables`` as ``Objective.encoder`` gives them."""
-        features, labels = [], []
-        for start in range(0, len(rows), self._batch_size):
-            ids = np.arange(start, min(start + self._batch_size, len(rows)))
-            batch = dict(rows.fetch(np.resize(ids, self._batch_size)))  # the last one is filled up with rows of its own
-            labels.append(batch.pop("label")[: len(ids)])
-            features.append(np.asarray(self._encode(variables, batch), np.float32)[: len(ids)])
-        return Labelled(np.concatenate(features), np.concatenate(labels))
+    def open(self, config: TextProbeConfig, folder: Path, run: LoadedRun) -> PreparedText:
+        """Labelled rows with the run's tokenizer, no longer than its own."""
+        if run.longest is not None and config.data.seq_len > run.longest:
+            raise UserError(
+                f"config.data.seq_len is {config.data.seq_len}, and {folder} has learned from rows of {run.longest}; "
+                f"expected at most that"
+            )
+        tokenizer = str(local_copy(folder / "tokenizer"))
+        data = prepare_text(config.data, layout="documents", tokenizer_override=tokenizer, seed=config.seed)
+        check_classes(data, config.data)
+        return data
+
+    def data(self, config: TextProbeConfig, run: LoadedRun) -> dict[str, Any]:
+        return dataclasses.asdict(config.data)
+
+    def raw(self, config: TextProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, Labelled]:
+        return {}
+
+    def baselines(
+        self, config: TextProbeConfig, rows: Mapping[str, Any], labels: Mapping[str, np.ndarray], run: LoadedRun
+    ) -> list[Result]:
+        if not config.bag_of_words:
+            return []
+        texts = {split: texts_of(of, run.tokenizer) for split, of in rows.items()}
+        guesses, chosen = bag_of_words(texts, labels)
+        return [result("TF-IDF", "linear", guesses, labels["test"], chosen)]
+
+    def pictures(self, config: TextProbeConfig, rows: Mapping[str, Any], run: LoadedRun) -> dict[str, np.ndarray]:
+        return {}
 
 
 def texts_of(rows: Any, tokenizer: Any) -> list[str]:

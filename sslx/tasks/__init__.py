@@ -6,4 +6,7 @@ TASKS = {
     "token_tagging": "sslx.tasks.token_tagging:TokenTagging",  # a label for each word: entities, parts of speech
     "question_answering": "sslx.tasks.question_answering:QuestionAnswering",  # where in a context the answer is
     "sentence_embedding": "sslx.tasks.sentence_embedding:SentenceEmbedding",  # near where the meaning is (SimCSE)
+    "image_classification": "sslx.tasks.image_classification:ImageClassification",  # a label for a picture
+    "object_detection": "sslx.tasks.object_detection:ObjectDetection",  # boxes around what is on a picture
+    "segmentation": "sslx.tasks.segmentation:Segmentation",  # a label for each pixel of a picture
 }

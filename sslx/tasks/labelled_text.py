@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sslx.data.labels import saved_labels
 from sslx.data.rows import abstract_row
-from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_labels, saved_tokenizer
+from sslx.data.text import PreparedText, TextConfig, prepare_text, saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
 from sslx.models.layers import Dense, Dropout

@@ -7,23 +7,20 @@ macro-F1; Matthews correlation; and of two classes the F1 of the second, which G
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
-from matplotlib.figure import Figure
-from sklearn.metrics import classification_report, confusion_matrix, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
+from sslx.data.labels import check_classes
 from sslx.data.text import PreparedText, TextConfig
-from sslx.errors import UserError
 from sslx.models.losses import softmax_cross_entropy
 from sslx.objective import Batch, Mean, Out, Report, Term
+from sslx.tasks.class_report import class_report, class_scores
 from sslx.tasks.labelled_text import LabelledText, LabelledTextConfig
-
-MANY = 20  # labels, from which on they are asked whether nearly every record has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +40,7 @@ class TextClassification(LabelledText):
 
     @classmethod
     def check_labels(cls, data: PreparedText, data_config: TextConfig) -> None:
-        if not data.label_names:
-            raise UserError(
-                f"config.data.source {data_config.source!r} has no labels that are classes; "
-                f"expected a column {data_config.label_field!r} (config.data.label_field)"
-            )
-        if len(data.label_names) < 2:
-            raise UserError(
-                f"config.data.source {data_config.source!r} has one label, {data.label_names[0]!r}; expected at least 2"
-            )
-        _check_classes(data, data_config)
+        check_classes(data, data_config)
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         return batch | {"weights": {"classification": jnp.ones(batch["tokens"].shape[0], jnp.float32)}}
@@ -76,67 +64,11 @@ class TextClassification(LabelledText):
 
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         labels, guesses = predictions["label"], self.guesses(predictions)
-        present = np.unique(np.concatenate([labels, guesses]))
-        scores = {
-            "macro_f1": f1_score(labels, guesses, labels=present, average="macro", zero_division=0),
-            "matthews": matthews_corrcoef(labels, guesses) if len(present) > 1 else 0.0,
-        }
+        scores = class_scores(labels, guesses)
+        scores["matthews"] = float(matthews_corrcoef(labels, guesses)) if len(np.union1d(labels, guesses)) > 1 else 0.0
         if len(self.label_names) == 2:
-            scores["f1"] = f1_score(labels, guesses, pos_label=1, zero_division=0)
-        return {name: float(score) for name, score in scores.items()}
+            scores["f1"] = float(f1_score(labels, guesses, pos_label=1, zero_division=0))
+        return scores
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
-        labels, guesses = predictions["label"], self.guesses(predictions)
-        present = np.unique(np.concatenate([labels, guesses]))
-        names = [self.label_names[label] for label in present]
-        options = dict(labels=present, target_names=names, zero_division=0)
-        values = classification_report(labels, guesses, output_dict=True, **options)
-        matrix = confusion_matrix(labels, guesses, labels=present)
-        values = {"classification_report": values, "labels": names, "confusion_matrix": matrix.tolist()}
-        text = classification_report(labels, guesses, digits=3, **options)
-        return Report(text, values, {"confusion_matrix": _draw_confusion(matrix, names)})
-
-
-def _check_classes(data: PreparedText, data_config: TextConfig) -> None:
-    """Refuses numbers, and what tells single records apart: as classes they would be learned, and mean nothing."""
-    names, source = data.label_names, f"the labels of config.data.source {data_config.source!r}"
-    values = [_number(name) for name in names]
-    numbers = all(value is not None for value in values)
-    file = f"configs/finetune/{'text_pairs' if data_config.pair_field else 'text_classification'}.py"
-    regression = f"numbers are predicted with the argument labels=number, as in --config={file}:data=...,labels=number"
-    if numbers and not all(value.is_integer() for value in values):
-        broken = next(name for name, value in zip(names, values, strict=True) if not value.is_integer())
-        raise UserError(
-            f"{source} are numbers ({broken!r} is one of {len(names):,}) and would each be a class; {regression}"
-        )
-    records = sum(data.statistics.get(f"{role}_documents", 0) for role in ("train", "eval", "test"))
-    if len(names) >= MANY and 2 * len(names) > records:
-        way = regression if numbers else "config.data.label_field names the field that they are read from"
-        raise UserError(f"{source} are {len(names):,} different ones in {records:,} records, and no classes; {way}")
-
-
-def _number(name: str) -> float | None:
-    try:
-        value = float(name)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None  # "nan" and "infinity" are words too
-
-
-def _draw_confusion(matrix: np.ndarray, names: list[str]) -> Figure:
-    """Shares of each true label's rows, with the counts written in."""
-    size = min(3.5 + 0.45 * len(names), 24)
-    figure = Figure(figsize=(size, size * 0.9), layout="constrained")
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(names) <= 30:
-        for row, column in np.argwhere(matrix > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=7)
-    figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
-    return figure
+        return class_report(predictions["label"], self.guesses(predictions), self.label_names)

@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from sklearn.metrics import classification_report
 
+from sslx.data.labels import saved_labels
 from sslx.data.records import PreparedRecords
 from sslx.data.tagged_words import NO_TAG, TaggedRows, TaggedWordsConfig, abstract_tagged_row, prepare_tagged_words
-from sslx.data.text import saved_labels, saved_tokenizer
+from sslx.data.text import saved_tokenizer
 from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy

@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sslx.data.batches import EvalBatches, RandomAccessRows
+from sslx.data.batches import EvalBatches, RandomAccessRows, SomeRows
 from sslx.train.hosts import progress
 from sslx.train.program import Program
-from sslx.train.step import finish_means
+from sslx.train.step import divided, finish_means
 
 
 class Evaluator:
-    """Evaluation by a program's steps; enter ``on_mesh`` before calling it."""
+    """Evaluation by a program's steps; enter ``on_mesh`` before calling it.
 
-    def __init__(self, program: Program):
-        self._program, self._objective = program, program.objective
+    ``train_rows`` are those that an objective with ``bank_rows`` compares held-out rows with.
+    """
+
+    def __init__(self, program: Program, train_rows: RandomAccessRows):
+        self._program, self._objective, self._train_rows = program, program.objective, train_rows
         self._batch_size, self._sharding = program.config.batch_size, program.batch_sharding
 
     def __call__(
@@ -46,27 +50,49 @@ class Evaluator:
         predictions = _join(collected)
         if predictions:
             metrics |= self._objective.score(predictions)
+        if self._objective.bank_rows:
+            metrics |= self._compared(params, state, rows)
         return metrics | self._objective.derive(metrics), predictions
+
+    def _compared(self, params: Any, state: Any, rows: RandomAccessRows) -> dict[str, float]:
+        """What the objective says of some held-out rows beside some of the training data: always the same ones."""
+        seed, objective = self._program.config.seed, self._objective
+        remembered = SomeRows(self._train_rows, objective.bank_rows, seed)
+        held = SomeRows(rows, objective.compared_rows, seed)
+        parts = []
+        for batch in EvalBatches(remembered, self._batch_size, self._sharding):
+            parts.append(self._program.remember_step(params, state, batch))
+            progress("evaluating")
+        # Without those that only fill up the last batch.
+        bank = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(remembered)], *parts)
+        means = None
+        for batch in EvalBatches(held, self._batch_size, self._sharding):
+            found = self._program.compare_step(params, state, batch, bank)
+            means = found if means is None else jax.tree.map(lambda a, b: a + b, means, found)
+            progress("evaluating")
+        return divided(jax.device_get(means))
 
     def metric_names(self, params: Any, state: Any, rows: RandomAccessRows) -> list[str]:
         """The names of the metrics that a call gives, without computing them; params and state may be abstract."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
 
-        def zeros(function: Any) -> Any:
-            shapes = jax.eval_shape(function, params, state, batch)
+        def zeros(function: Any, *more: Any) -> Any:
+            shapes = jax.eval_shape(function, params, state, batch, *more)
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
         metrics = finish_means(zeros(self._program.eval_step))
         if self._objective.scored:
             metrics |= self._objective.score(zeros(self._program.predict_step))
+        if self._objective.bank_rows:
+            metrics |= divided(zeros(self._program.compare_step, zeros(self._program.remember_step)))
         return sorted(metrics | self._objective.derive(metrics))
 
-    def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> list[dict[str, str]]:
-        """Rows of a table on the first ``count`` held-out rows; [] if the objective shows none."""
+    def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> dict[str, np.ndarray]:
+        """Predictions of the first ``count`` held-out rows, for ``Objective.show`` and ``pictures``."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
         predictions = jax.device_get(self._program.predict_step(params, state, batch))
         count = min(count, len(rows))
-        return self._objective.show({name: np.asarray(value)[:count] for name, value in predictions.items()})
+        return {name: np.asarray(value)[:count] for name, value in predictions.items() if name != "valid"}
 
 
 def _join(collected: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

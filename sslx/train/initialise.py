@@ -15,7 +15,7 @@ import numpy as np
 from etils.epath import Path
 from flax import traverse_util
 
-from sslx.config import TO_BE_GIVEN, load_class
+from sslx.config import TO_BE_GIVEN, RunConfig, load_class
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.objective import Objective
@@ -43,11 +43,21 @@ def objective_class(written: Mapping[str, Any]) -> type[Objective]:
     return load_class(written[part]["name"], table, f"config.{part}.name", Objective)
 
 
+def trained_class(written: Mapping[str, Any], config: RunConfig) -> type[Objective]:
+    """The class that a run trains: its objective's, or the one that watches the features of that while it trains."""
+    if config.online.probe:
+        from sslx.pretext.online import Watched
+
+        return Watched
+    return objective_class(written)
+
+
 class RunFolder:
     """A run as a start."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        self.model, self.tokenizer = config["model"], folder / "tokenizer"
+        self.model = config["model"]
+        self.tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else None  # runs on text have one
         self._folder, self._config = folder, config
         self.of_task = part_of(config) == "task"
 
@@ -66,9 +76,19 @@ class RunFolder:
         Raises:
           UserError: it has none, or it cannot be read.
         """
-        variables = read_variables(self._folder, self.step)
-        encoder = objective_class(self._config).encoder(variables["params"], variables["state"])["params"]
-        return {**variables["params"], "encoder": encoder}
+        return {**self._variables["params"], "encoder": self._encoder["params"]}
+
+    def statistics(self) -> dict[str, Any]:
+        """Running averages of the encoder's batch normalisation; {} where it has none."""
+        return self._encoder.get(STATISTICS, {})
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, Any]:
+        return read_variables(self._folder, self.step)
+
+    @property
+    def _encoder(self) -> dict[str, Any]:
+        return objective_class(self._config).encoder(self._variables["params"], self._variables["state"])
 
 
 def open_start(folder: Path) -> RunFolder | PublishedFolder:
@@ -104,15 +124,36 @@ def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         start.check()
     if "task" in written or published:
         # What the parameters mean comes from there; how they are computed with may be said anew.
-        kept = {name: written["model"][name] for name in ("dtype", "remat", "unroll")}
-        written = written | {"model": start.model | kept}
+        given = {name: written["model"][name] for name in ("dtype", "remat", "unroll") if name in written["model"]}
+        kept = {name: value for name, value in given.items() if published or name in start.model}
+        written = written | {"model": _of_size(start.model | kept, written, like)}
     return written, start.tokenizer  # its embeddings mean nothing under another vocabulary
+
+
+def _of_size(model: Mapping[str, Any], written: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+    """The model for pictures of the size that a task's data have, where its parameters say nothing of the size.
+
+    Raises:
+      UserError: they do, since each position has a learned vector of its own.
+    """
+    size = written["data"].get("image_size") if "image_size" in model else None
+    if size is None or size == model["image_size"]:
+        return model
+    if model.get("positions", "none") == "learned" or model["name"] == "igpt":
+        raise UserError(
+            f"config.data.image_size is {size}, and the model of {start!r} has learned positions for pictures of "
+            f"{model['image_size']}; expected that size, or a model with config.model.positions=sincos or rope"
+        )
+    return {**model, "image_size": size}
 
 
 def from_scratch(init: str) -> bool:
     """Whether ``config.init`` starts from random parameters: "", ``scratch`` or ``scratch:RUN``."""
     return not init or init == "scratch" or init.startswith("scratch:")
 
+
+CODEBOOK = "codebook"  # of an encoder of pixels: colours that are made of the data before training begins
+STATISTICS = "batch_stats"  # running averages of batch normalisation, in an objective's state
 
 # Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
 PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head", "generator", "regression_head")
@@ -172,10 +213,38 @@ def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict
     return taken, notes
 
 
-def overlay(params: Any, given: Mapping[str, Any]) -> Any:
-    """``params`` with the subtrees of ``given`` in place of its own, each array where the one it replaces was."""
+def load_codebook(abstract_params: Mapping[str, Any], init: str) -> dict[str, Any]:
+    """What ``scratch:RUN`` takes of the run's parameters: colours, without which its tokens mean something else.
 
-    def place(new: np.ndarray, old: jax.Array) -> jax.Array:
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+    Returns:
+      ``{"encoder": {"codebook": ...}}`` to put over fresh parameters; {} where the model has none, or no run is named.
+    """
+    folder = init.partition(":")[2]
+    if not folder or CODEBOOK not in abstract_params.get("encoder", {}):
+        return {}
+    return {"encoder": {CODEBOOK: open_start(Path(folder)).params()["encoder"][CODEBOOK]}}
 
-    return {**params, **{name: jax.tree.map(place, tree, params[name]) for name, tree in given.items()}}
+
+def load_statistics(abstract_state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Running averages of a run's encoder, to put over those of a fresh state; {} where the model has none.
+
+    Raises:
+      UserError: the run's encoder has none, or of other shapes.
+    """
+    wanted = abstract_state.get(STATISTICS, {}).get("encoder")
+    if wanted is None:
+        return {}
+    start = open_start(folder)
+    found = start.statistics() if isinstance(start, RunFolder) else {}
+    if jax.tree.map(np.shape, found) != jax.tree.map(lambda leaf: leaf.shape, dict(wanted)):
+        raise UserError(
+            f"config.init {str(folder)!r} has no running averages of batch normalisation that fit the model"
+        )
+    return {STATISTICS: {"encoder": found}}
+
+
+def overlay(params: Any, given: Any) -> Any:
+    """``params`` with the arrays of ``given`` in place of its own, each where the one it replaces was."""
+    if not isinstance(given, Mapping):
+        return jax.make_array_from_callback(params.shape, params.sharding, lambda index: given[index])
+    return {**params, **{name: overlay(params[name], tree) for name, tree in given.items()}}

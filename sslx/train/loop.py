@@ -67,8 +67,11 @@ class Trainer:
         row = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in sample.items()}
         self.program = Program(config, objective, row, sharding.make_mesh(config.mesh) if mesh is None else mesh)
         order = data.train.order(config.seed)
-        self.batches = TrainBatches(data.train, order, config.batch_size, self.program.batch_sharding)
-        self.evaluator = Evaluator(self.program)
+        packed = getattr(data, "layout", "documents") != "documents"  # which only rows of text have
+        self.batches = TrainBatches(
+            data.train, order, config.batch_size, self.program.batch_sharding, config.seed, packed=packed
+        )
+        self.evaluator = Evaluator(self.program, data.train)
 
     def run(
         self, workdir: Path, console: Console, written: dict[str, Any], start: Callable[[], TrainState] | None = None
@@ -121,7 +124,7 @@ class Trainer:
             progress("waiting for the last checkpoint", limited=False)
             checkpoints.wait()
             if jax.process_index() == 0:
-                draw_curves(workdir, self.objective.chance(self.data.statistics))
+                draw_curves(workdir, self.objective.chance(self.data.statistics), self.objective.unit)
         return Trained(
             state, self.evaluator, checkpoints, loop.evaluated, loop.stopped_by, program.train_step._cache_size()
         )
@@ -184,6 +187,7 @@ class _Loop:
         peak = peak_flops(jax.devices()[0])
         self._mfu_per_rate = trainer.program.flops / (peak * jax.device_count()) if peak else None
         self._tokens_per_row = trainer.data.statistics.get("tokens_per_row")
+        self._row_unit = trainer.data.statistics.get("row_unit", "rows")
         self.evaluated: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
@@ -235,9 +239,12 @@ class _Loop:
         self._writer.scalars(step, metrics)
         self._console.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if config.eval.examples:
-            rows = trainer.evaluator.examples(state.params, state.state, trainer.data.eval, config.eval.examples)
+            found = trainer.evaluator.examples(state.params, state.state, trainer.data.eval, config.eval.examples)
+            rows = trainer.objective.show(found) if found else []
             self._console.table(f"held-out examples at step {step}", rows)
             self._writer.table(step, "eval/examples", rows)
+            for name, picture in (trainer.objective.pictures(found) if found else {}).items():
+                self._writer.picture(step, name, picture)
         self._judge(metrics, step)
         self._restart_clock()
         return metrics
@@ -295,6 +302,8 @@ class _Loop:
         if self._tokens_per_row:
             values["tokens_per_second"] = values["rows_per_second"] * self._tokens_per_row
             shown["tokens/s"] = values["tokens_per_second"]
+        else:
+            shown[f"{self._row_unit}/s"] = values["rows_per_second"]
         if self._mfu_per_rate:
             values["mfu"] = shown["MFU"] = rate * self._mfu_per_rate
         self._writer.scalars(step, values)

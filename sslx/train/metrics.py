@@ -10,11 +10,12 @@ from pathlib import Path as LocalPath
 from typing import Any
 
 import jax
+import numpy as np
 from etils.epath import Path
 from tensorboardX import SummaryWriter
 
 from sslx.errors import UserError
-from sslx.storage import absolute, is_remote, staging, write_bytes, write_figure, write_text
+from sslx.storage import absolute, is_remote, staging, write_bytes, write_figure, write_picture, write_text
 
 UPLOAD_SECONDS = 60  # between copies of the metrics to remote storage
 
@@ -66,6 +67,13 @@ class MetricsWriter:
         if rows and self._writes:
             self._board.add_text(name, markdown(rows), step)
 
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Writes a picture uint8[height, width, 3] as ``pictures/NAME_STEP.png`` and for TensorBoard."""
+        if not self._writes:
+            return
+        write_picture(Path(self._run) / "pictures" / f"{name}_{step:08d}.png", picture)
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
     def flush(self) -> None:
         """Puts remote storage in step with what was written: called before a checkpoint, from which a run goes on."""
         if self._writes and is_remote(self._run):
@@ -115,8 +123,13 @@ def markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def draw_curves(run: Path, chance: float | None) -> Path | None:
+def draw_curves(run: Path, chance: float | None, unit: str = "nats") -> Path | None:
     """Draws ``curves.png`` from ``metrics.jsonl``: losses against the chance value, other evaluation metrics, the rate.
+
+    Args:
+      run: The run folder.
+      chance: What the loss of a guessing model is, or None.
+      unit: Of the loss; "" where it has none.
 
     Returns:
       The picture's path, or None if there is nothing to draw.
@@ -132,7 +145,7 @@ def draw_curves(run: Path, chance: float | None) -> Path | None:
 
     evaluated = {name for record in records for name in record if name.startswith("eval/")}
     chosen = next((n for n in ("eval/macro_f1", "eval/accuracy") if n in evaluated), None)
-    panels = [("loss (nats)", ["train/loss", "eval/loss"])]
+    panels = [(f"loss ({unit})" if unit else "loss", ["train/loss", "eval/loss"])]
     if chosen:
         panels.append((chosen.removeprefix("eval/").replace("_", " "), [chosen]))
     panels.append(("learning rate", ["train/learning_rate"]))

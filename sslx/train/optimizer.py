@@ -19,6 +19,9 @@ from sslx.config import OptimizerConfig
 from sslx.errors import UserError, nearest
 from sslx.train.sharding import is_box, parameter_name
 
+CODEBOOK = r"/codebook$"  # colours of pixels: nothing may change them, and weight decay would
+# Of text encoders, and of a ViT: what comes before the layers.
+_EMBEDDING = re.compile(r"embeddings/|encoder/(patches/|class_token|registers|position)")
 OPTIMIZERS = ("adamw", "lamb", "muon")
 # The size of AdamW's updates: with Muon's scaled to it, learning rates and decay carry over (arXiv 2502.16982).
 MUON_RMS = 0.2
@@ -82,7 +85,9 @@ def make_optimizer(
     """
     check_optimizer(config)
     stacked = _map_boxed(lambda _, leaf: (getattr(leaf, "names", None) or (None,))[0] == "layers", boxed_params)
-    decayed = jax.tree.map(lambda hit: not hit, _matches(config.no_decay, boxed_params, "no_decay", required=False))
+    decayed = jax.tree.map(
+        lambda hit: not hit, _matches((*config.no_decay, CODEBOOK), boxed_params, "no_decay", required=False)
+    )
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     moments = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
@@ -191,7 +196,7 @@ def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:
         if stack:
             powers = jnp.arange(layers, 0, -1, dtype=jnp.float32)
             return (decay**powers).reshape((layers,) + (1,) * (len(leaf.names) - 1))
-        return decay ** (layers + 1) if "embeddings/" in parameter_name(path) else 1.0
+        return decay ** (layers + 1) if _EMBEDDING.search(parameter_name(path)) else 1.0
 
     return jax.tree_util.tree_map_with_path(rate, boxed, stacked, is_leaf=is_box)
 

@@ -74,6 +74,8 @@ class Program:
         # Replicated, so that every host reads all sums and all rows.
         self.eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
         self.predict_step = jax.jit(predict, out_shardings=everywhere)
+        self.remember_step = jax.jit(objective.remember, out_shardings=everywhere)
+        self.compare_step = jax.jit(objective.compare, out_shardings=everywhere)
 
     @property
     def parameters(self) -> int:
@@ -117,10 +119,13 @@ class Program:
             made = jax.jit(variables, out_shardings=self._shardings)()
             return self._with_optimizer(made["params"], made["state"])
 
-    def started_from(self, given: Any) -> TrainState:
-        """A new state in which some subtrees of the parameters are given, as host arrays."""
+    def started_from(self, given: Any, statistics: Any = None) -> TrainState:
+        """A new state in which some subtrees of the parameters are given, and of the state's running averages."""
         state = self.fresh()
-        return state.replace(params=overlay(state.params, given))
+        kept = {name: overlay(state.state[name], tree) for name, tree in (statistics or {}).items()}
+        return state.replace(
+            params=overlay(state.params, given), state={**state.state, **kept} if kept else state.state
+        )
 
     def _split_over_tensor(self) -> dict[int, str]:
         """The sizes that the config gives the axes that activations are split over tensor by, with their keys."""

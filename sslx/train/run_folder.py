@@ -7,6 +7,7 @@ whether a config may resume a run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -18,7 +19,7 @@ from typing import Any
 import filelock
 from etils.epath import Path
 
-from sslx.config import differences, may_change
+from sslx.config import RunConfig, differences, may_change
 from sslx.errors import UserError, nearest
 from sslx.storage import absolute, is_remote, write_text
 
@@ -44,24 +45,41 @@ def read_config(run: Path, *, published: bool = False) -> dict[str, Any]:
       published: A folder of published weights would do as well.
 
     Raises:
-      UserError: the folder is no run (names the nearest one beside it) or its config is damaged.
+      UserError: the folder is no run (names the one that it lies in, those in it or the nearest one beside it) or its
+        config is damaged.
     """
     path = Path(run) / "config.json"
     if not path.is_file():
-        near = nearest(str(run), _usable_beside(run, published))
-        raise UserError(f"no run in {str(run)!r}: expected a folder with config.json and checkpoints; {near}")
+        expected = f"no run in {str(run)!r}: expected a folder with config.json and checkpoints"
+        raise UserError("; ".join([expected, *_meant(Path(run), published)]))
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _usable_beside(run: Path, published: bool) -> list[str]:
-    """The folders beside one that have what a run is read for: one that has not saved yet has a config alone."""
-    around = absolute(run).parent
-    found = [file.parent for file in around.glob("*/config.json")] if around.is_dir() else []
-    usable = [f for f in found if has_checkpoint(f) or (published and any(f.glob("*.safetensors")))]
-    return [str(Path(run).parent / folder.name) for folder in usable]
+def _meant(run: Path, published: bool) -> list[str]:
+    """Ends an error line: the run around ``run/checkpoints/8``, ``run/config.json`` and the like, or those in a folder
+    of runs, or those beside it; nothing where there are none."""
+    for around in (run.parent, run.parent.parent):
+        if run.name not in ("", ".", "..") and _usable(around, published):
+            return [f"did you mean {str(around)!r}?"]
+    for folder in (run, run.parent):
+        whole = absolute(folder)
+        inner = [file.parent for file in whole.glob("*/config.json")] if whole.is_dir() else []
+        found = [str(folder / one.name) for one in inner if _usable(one, published)]
+        if len(found) == 1 and folder == run:
+            return [f"did you mean {found[0]!r}?"]
+        if found:
+            return [nearest("" if folder == run else str(run), found)]  # all that are in it are as near
+    return []
+
+
+def _usable(folder: Path, published: bool) -> bool:
+    """Whether it has what a run is read for: one that has not saved yet has a config alone."""
+    if not (folder / "config.json").is_file():
+        return False
+    return has_checkpoint(folder) or (published and any(folder.glob("*.safetensors")))
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
@@ -93,11 +111,15 @@ def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     finished run does not stretch a schedule that has already been walked.
 
     Raises:
-      UserError: the folder holds a run that this config does not continue; names the differing keys.
+      UserError: it is a file, or holds a run that this config does not continue; names the differing keys.
     """
+    if Path(run).is_file():
+        raise UserError(f"--workdir={run} is a file, expected a folder")
     config = json.loads(json.dumps(config))
     path = Path(run) / "config.json"
     old = read_config(run) if path.is_file() and has_checkpoint(run) else None
+    if old:  # a group of values that is younger than the run
+        old = json.loads(json.dumps(dataclasses.asdict(RunConfig()))) | old
     if config["optimizer"]["schedule_steps"] is None:
         config["optimizer"]["schedule_steps"] = old["optimizer"]["schedule_steps"] if old else config["steps"]
     if old:

@@ -117,11 +117,16 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
 
 def finish_means(means: dict[str, Mean]) -> dict[str, float]:
     """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight."""
-    values = {name: float(mean.sum) / max(float(mean.weight), 1e-6) for name, mean in means.items()}
+    values = divided(means)
     terms = {name.removeprefix("term:"): value for name, value in values.items() if name.startswith("term:")}
     loss = sum(value for name, value in values.items() if name.startswith("part:"))
     rest = {name: value for name, value in values.items() if not name.startswith(("term:", "part:"))}
     return {"loss": loss} | (terms if len(terms) > 1 else {}) | rest
+
+
+def divided(means: dict[str, Mean]) -> dict[str, float]:
+    """Each sum over its weight."""
+    return {name: float(mean.sum) / max(float(mean.weight), 1e-6) for name, mean in means.items()}
 
 
 def _total(values: dict[str, jax.Array]) -> jax.Array:

@@ -84,14 +84,17 @@ def one_row(method: str, seed: int, steps: int, finetune_steps: int | None, fold
     name = f"{method.replace(' ', '_').replace('/', '_')}_{seed}"
     config = config_of(method, equal_steps(method, steps), seed)
     pretrained = folder / f"pretrain_{'mlm_' + str(seed) if method == 'none' else name}"
-    pretrain.main(config, epath.Path(pretrained))  # of a finished run, nothing more
+    session = pretrain.main(config, epath.Path(pretrained))  # of a finished run, nothing more
+    if session.trained.signal:
+        raise SystemExit(1)  # the same command goes on with it
     tuned = load_config(CONFIGS / "finetune" / "text_classification.py")
     tuned.init, tuned.seed = f"{'scratch:' if method == 'none' else ''}{pretrained}", seed
     if finetune_steps:
         tuned.steps = finetune_steps
         _shorten(tuned, finetune_steps)
     workdir = folder / f"finetune_{name}"
-    finetune.main(tuned, epath.Path(workdir))
+    if finetune.main(tuned, epath.Path(workdir)).trained.signal:
+        raise SystemExit(1)
     report = json.loads((workdir / "report.json").read_text(encoding="utf8"))
     return {
         "method": method,

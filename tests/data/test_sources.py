@@ -223,7 +223,27 @@ def test_split_mistakes(read, tmp_path, split, message):
         ("a.jsonl", b"[1]\n", "a.jsonl:1: expected a JSON object, got list"),
         ("a.parquet", b"nonsense", "a.parquet: not a parquet file"),
         ("a.csv", b"txt,label\na,b\n", "a.csv: no field 'text'; did you mean 'txt'"),
-        ("a.csv", b"text,label\na,b,c\n", "a.csv: not CSV"),
+        (
+            "a.csv",
+            b'text,label\n"a\nb",c\n\na,b,c\n',
+            r"a.csv:5: not CSV \(expected 2 columns, as in the header, got 3\)",
+        ),
+        (
+            "a.csv",
+            b"text,label,text\na,b,c\n",
+            "a.csv: 2 columns are named 'text'; expected one of each name that is read",
+        ),
+        ("a.csv", b"label,text,label\na,b,c\n", "a.csv: 2 columns are named 'label'; expected one"),
+        (
+            "a.csv",
+            b"text;label\na;b\n",
+            r"a.csv: its columns are separated by semicolons \('text;label'\); expected com",
+        ),
+        (
+            "a.csv",
+            b"text\tlabel\na\tb\n",
+            r"a.csv: its columns are separated by tabs \('text\\tlabel'\); expected commas",
+        ),
         ("a.csv", b"text\n\xff\n", "a.csv: not UTF-8 at byte 5"),
     ],
 )
@@ -249,8 +269,65 @@ def test_documents_without_text_are_empty_among_others(read, tmp_path):
 
 def test_an_empty_label_is_no_class(read, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,\n")
-    with pytest.raises(UserError, match=r"a.csv, record 1: the field 'label' is empty"):
+    with pytest.raises(UserError, match=r"a.csv:3: the field 'label' is empty"):
         read("csv:{}/a.csv")
+
+
+def test_a_line_of_csv_is_that_where_its_record_begins(read, tmp_path):
+    (tmp_path / "a.csv").write_text('\ntext,label\n\n"one\nand",a\r\n\ntwo,\n')
+    with pytest.raises(UserError, match=r"a.csv:7: the field 'label' is empty"):
+        read("csv:{}/a.csv")
+    # A text too long for the reader that counts lines: then the number of the record is what is sure.
+    (tmp_path / "b.csv").write_text(f"text,label\n{'long ' * 30_000},a\ntwo,\n")
+    with pytest.raises(UserError, match=r"b.csv, record 2: the field 'label' is empty"):
+        read("csv:{}/b.csv")
+
+
+def test_columns_that_nobody_reads_may_share_a_name(read, tmp_path):
+    (tmp_path / "a.csv").write_text("text,,,label\none,1,2,a\n")
+    assert texts(read("csv:{}/a.csv")) == ["one"]
+    (tmp_path / "b.csv").write_text("a;b\none\n")  # which is a name like others where it is asked for
+    assert texts(read("csv:{}/b.csv", text_field="a;b")) == ["one"]
+
+
+def test_a_damaged_column_of_parquet_is_named(read, tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one" * 50, "two" * 50], "label": ["a" * 90, "b"]}), path, compression="snappy")
+    content = bytearray(path.read_bytes())
+    for name, said in {"text": "cannot read row group 1", "label": "cannot read column 'label'"}.items():
+        number = ["text", "label"].index(name)
+        place = pq.ParquetFile(path).metadata.row_group(0).column(number)
+        begin, size = place.dictionary_page_offset, place.total_compressed_size
+        path.write_bytes(content[:begin] + b"\xff" * size + content[begin + size :])
+        with pytest.raises(UserError, match=rf"a.parquet: {said} \(\S") as caught:
+            texts(read("parquet:{}/a.parquet"))
+        assert "\n" not in str(caught.value)
+        path.write_bytes(content)
+    names = pa.table([["one"], ["two"]], names=["text", "text"])
+    pq.write_table(names, path)
+    with pytest.raises(UserError, match=r"a.parquet: 2 columns are named 'text'"):
+        read("parquet:{}/a.parquet")
+
+
+def test_a_label_that_is_no_number_or_no_finite_one_is_no_label(read, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": 1.5}\n\n{"text": "y", "label": NaN}\n')
+    pq.write_table(pa.table({"text": ["x", "y"], "label": [1.5, float("nan")]}), tmp_path / "a.parquet")
+    for label_type in ("class", "number"):
+        with pytest.raises(UserError, match=r"a.jsonl:3: the field 'label' is empty \(NaN\)"):
+            read("jsonl:{}/a.jsonl", label_type=label_type)
+        with pytest.raises(UserError, match=r"a.parquet, record 2: the field 'label' is empty \(NaN\)"):
+            read("parquet:{}/a.parquet", label_type=label_type)
+    (tmp_path / "b.csv").write_text("text,label\nx,nan\ny,a\n")  # a word like others
+    assert read("csv:{}/b.csv").label_names == ("a", "nan")
+    for label, said in {
+        "nan": "'nan' is not finite",
+        "-inf": "'-inf' is not finite",
+        "high": "'high' is no number",
+        "h" * 70: f"'{'h' * 60}…' is no number",
+    }.items():
+        (tmp_path / "b.csv").write_text(f"text,label\nx,1\ny,{label}\n")
+        with pytest.raises(UserError, match=rf"b.csv:3: label {said}$"):
+            read("csv:{}/b.csv", label_type="number")
 
 
 def test_labels_that_begin_with_dashes_are_names(read, tmp_path):
@@ -270,7 +347,7 @@ def test_what_is_no_label_is_refused(read, tmp_path, label, message):
         read("jsonl:{}/a.jsonl")
     table = {"text": ["x", "y"], "label": [label or "a", label]}
     pq.write_table(pa.table(table), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match=f"b.parquet, row {0 if label else 1}: the .*{message}"):
+    with pytest.raises(UserError, match=f"b.parquet, record {1 if label else 2}: the .*{message}"):
         read("parquet:{}/b.parquet")
 
 

@@ -10,6 +10,7 @@ largest difference. The golden weights are among them, in by ``config.init`` and
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 
 HERE, VOCABULARY, TOLERANCE = Path(__file__).parent, 120, 1e-4
-GOLDENS = ("bert", "roberta", "gpt2", "electra", "electra_generator", "vit")
+GOLDENS = ("bert", "roberta", "gpt2", "electra", "electra_generator", "vit", "vit_classifier")
 AUTO = {
     "ForPreTraining": "AutoModelForPreTraining",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "LMHeadModel": "AutoModelForCausalLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "Model": "AutoModel",  # GPT-2's head is a Model too
@@ -44,7 +46,7 @@ def write(target: Path) -> None:
     from safetensors.numpy import save_file
 
     from sslx.config import build, load_class
-    from sslx.interop import writing
+    from sslx.interop import preprocessor, writing
     from sslx.interop.folder import PublishedFolder
     from sslx.models import MODELS
 
@@ -63,7 +65,7 @@ def write(target: Path) -> None:
             params = start.params()
         given = {key: golden.arrays[key] for key in ("pixel_values",) if key in golden.arrays} or inputs()
         pad_id = golden.config.get("pad_token_id", 0)
-        variants = {"": params} | ({"_encoder": params} if name != "vit" else {})
+        variants = {"": params} | ({"_encoder": params} if name != "vit" else {"_fixed_positions": params})
         if name in ("bert", "roberta"):
             variants |= {"_classifier": with_head(params, 3, pooler=True), "_number": with_head(params, 1, pooler=True)}
         if name in ("bert", "roberta", "electra", "gpt2"):
@@ -72,6 +74,9 @@ def write(target: Path) -> None:
             variants["_questions"] = with_head(params, 2)
         for suffix, parts in variants.items():
             bare, reads = suffix == "_encoder", {"_tagger": "tokens", "_questions": "spans"}.get(suffix, "rows")
+            if suffix == "_fixed_positions":
+                model = dataclasses.replace(model, positions="sincos", pool="mean")
+                parts = {"encoder": {part: tree for part, tree in parts["encoder"].items() if part != "position"}}
             form = writing.published(
                 model, parts, vocab_size=start.vocab_size, pad_id=pad_id, head_reads=reads, encoder_only=bare
             )
@@ -80,6 +85,8 @@ def write(target: Path) -> None:
             labels = ("a", "b", "c") if suffix in ("_classifier", "_tagger") else None
             writing.write(form, folder, word_tokenizer(golden.config) if start.vocab_size else None, labels)
             found = {"encoder": parts["encoder"]} if bare else parts
+            if name.startswith("vit"):
+                preprocessor.write(model, {"crop": "host"}, folder)
             out = compute(model, found, given, start.vocab_size)
             if bare:
                 out.pop("logits", None)  # GPT-2's head is in its encoder
@@ -105,8 +112,12 @@ def compute(model: Any, params: dict[str, Any], given: dict[str, np.ndarray], si
 
     params = jax.tree.map(jnp.asarray, params)
     if not size:
-        batch = {"image": given["pixel_values"].transpose(0, 2, 3, 1)}
-        return {"hidden": model.encoder().apply({"params": params["encoder"]}, batch, deterministic=True)}
+        # Which the model itself normalises.
+        batch = {"image": given["pixel_values"].transpose(0, 2, 3, 1) * model.pixel_std + model.pixel_mean}
+        x = model.encoder().apply({"params": params["encoder"]}, batch, deterministic=True)
+        if head := params.get("head"):  # whose class gives no hidden states behind the last norm
+            return {"logits": x[:, 0] @ head["kernel"] + head["bias"]}
+        return {"hidden": x}
     mask = given["attention_mask"].astype(np.int32)
     positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
     batch = {"tokens": given["input_ids"].astype(np.int32), "segment_ids": mask, "positions": positions}
@@ -141,7 +152,7 @@ def check(target: Path) -> None:
         with np.load(folder / "expected.npz") as arrays:
             given = {key[3:]: torch.tensor(arrays[key]) for key in arrays if key.startswith("in/")}
             expected = {key: arrays[key] for key in arrays if not key.startswith("in/")}
-        real = given["attention_mask"].numpy() > 0 if "attention_mask" in given else np.ones((4, 17), bool)
+        real = given["attention_mask"].numpy() > 0 if "attention_mask" in given else np.ones(())
         with torch.no_grad():
             out = model.eval()(**given, output_hidden_states=True)
         last = out["last_hidden_state"] if "last_hidden_state" in out else out.hidden_states[-1]

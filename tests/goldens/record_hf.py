@@ -1,6 +1,8 @@
 """Records what Hugging Face's PyTorch models compute, for ``tests/models`` and ``tests/interop``.
 
-    python tests/goldens/record_hf.py        (with torch and transformers; written with torch 2.13, transformers 5.24)
+    python tests/goldens/record_hf.py [NAME ...]
+
+It needs torch and transformers (written with torch 2.13, transformers 5.24); without a name it records all.
 
 Tiny models with random weights, biases and norms, in float32 without dropout. ``NAME_tiny.npz`` holds the text of
 ``config.json``, the weights (``weights/<their name>``), inputs with padding, hidden states by layer, and logits.
@@ -8,6 +10,7 @@ Tiny models with random weights, biases and norms, in float32 without dropout. `
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +34,7 @@ def models() -> dict[str, Callable[[], torch.nn.Module]]:
     gpt2 = dict(n_embd=32, n_layer=2, n_head=4, n_inner=64, n_positions=40, vocab_size=VOCABULARY)
     gpt2 |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager")
     image = SIZE | NO_DROPOUT | dict(image_size=16, patch_size=4, attn_implementation="eager")
+    grey = dict(image_size=12, num_channels=1, hidden_act="gelu_new", layer_norm_eps=1e-6)
     electra = TEXT | dict(embedding_size=16)
     return {
         "bert": lambda: t.BertForPreTraining(t.BertConfig(**TEXT)),
@@ -39,6 +43,7 @@ def models() -> dict[str, Callable[[], torch.nn.Module]]:
         "electra": lambda: t.ElectraForPreTraining(t.ElectraConfig(**electra)),
         "electra_generator": lambda: t.ElectraForMaskedLM(t.ElectraConfig(**electra)),
         "vit": lambda: t.ViTModel(t.ViTConfig(**image), add_pooling_layer=False),
+        "vit_classifier": lambda: t.ViTForImageClassification(t.ViTConfig(**image | grey, num_labels=3)),
     }
 
 
@@ -53,11 +58,12 @@ def randomise(model: torch.nn.Module) -> None:
     model.tie_weights()
 
 
-def inputs(model_type: str) -> dict[str, np.ndarray]:
+def inputs(config: transformers.PretrainedConfig) -> dict[str, np.ndarray]:
     """Rows of unequal lengths, or images."""
-    rng = np.random.default_rng(0)
+    rng, model_type = np.random.default_rng(0), config.model_type
     if model_type == "vit":
-        return {"pixel_values": rng.normal(size=(ROWS, 3, 16, 16)).astype(np.float32)}
+        shape = (ROWS, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": rng.normal(size=shape).astype(np.float32)}
     lengths = np.array([LENGTH, 17, 9, 2])[:, None]
     mask = (np.arange(LENGTH) < lengths).astype(np.int64)
     ids = rng.integers(5, VOCABULARY, (ROWS, LENGTH)) * mask
@@ -86,12 +92,14 @@ def outputs(out: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     for name, make in models().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(0)
         model = make().eval()
         model.config.architectures, model.config.dtype = [type(model).__name__], "float32"  # as saving does
         with torch.no_grad():
             randomise(model)
-            given = inputs(model.config.model_type)
+            given = inputs(model.config)
             out = model(**{key: torch.tensor(array) for key, array in given.items()}, output_hidden_states=True)
         weights = {f"weights/{key}": array for key, array in saved(model).items()}
         arrays = weights | given | outputs(out)

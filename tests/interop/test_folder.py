@@ -73,7 +73,7 @@ def test_half_a_head_finds_no_use(golden, published):
     assert folder.unused() == sorted(name for name in weights if name.startswith("cls.predictions.transform"))
 
 
-@pytest.mark.parametrize("name", ["bert", "electra", "gpt2", "roberta", "vit"])
+@pytest.mark.parametrize("name", ["bert", "electra", "gpt2", "roberta", "vit", "vit_classifier"])
 def test_all_that_transformers_writes_is_known(published, name):
     assert PublishedFolder(Path(published(name))).unused() == []
 
@@ -152,3 +152,26 @@ def test_heads_come_with_the_encoder_where_the_new_run_has_them(published):
     assert set(taken) == {"encoder", "mlm_head"}
     assert notes == [f"config.init {folder}: pooler is of another shape there and starts anew"]
     np.testing.assert_equal(taken["mlm_head"], given["mlm_head"])
+
+
+def test_how_pixels_are_normalised_comes_from_the_preprocessor(published):
+    folder = published("vit")
+    file = folder / "preprocessor_config.json"
+
+    def found() -> tuple:
+        model = PublishedFolder(Path(folder)).model
+        return model["pixel_mean"], model["pixel_std"]
+
+    assert found() == ((0.5,), (0.5,))  # which is what the published ViTs have
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    file.write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    assert found() == (tuple(mean), tuple(std))
+    file.write_text(json.dumps({"image_mean": mean, "image_std": std, "do_normalize": False}))
+    assert found() == ((0.0,), (1.0,))
+    file.write_text(json.dumps({"image_mean": mean, "rescale_factor": 1 / 127.5}))
+    assert "rescale_factor (expected 1/255)" in refused(folder)
+    file.write_text(json.dumps({"image_mean": [0.5, 0.5]}))
+    assert "pixel_mean has 2 values for 3 channels" in refused(folder)
+    for content in ("{", "[]", '{"image_mean": 3}'):
+        file.write_text(content)
+        assert "preprocessor_config.json is damaged" in refused(folder)

@@ -1,4 +1,4 @@
-"""Five architectures against Hugging Face's PyTorch: their weights compute here what they computed there, and go back.
+"""All architectures against Hugging Face's PyTorch: their weights compute here what they computed there, and go back.
 
 ``tests/goldens/record_hf.py`` recorded ``*_tiny.npz``.
 """
@@ -18,14 +18,19 @@ from transformers import AutoConfig
 
 from sslx.config import build, load_class
 from sslx.errors import UserError
+from sslx.interop import preprocessor
 from sslx.interop.folder import PublishedFolder
 from sslx.interop.writing import published as published_form
 from sslx.interop.writing import write
 from sslx.models import MODELS
 from sslx.models.bert import DiscriminatorHead, MaskedTokenHead
+from sslx.models.igpt import IgptConfig
 from sslx.models.layers import tied_logits
+from sslx.models.resnet import ResnetConfig
+from sslx.models.vit import VitConfig, sincos_table
+from sslx.train.sharding import unbox
 
-NAMES = ("bert", "roberta", "gpt2", "electra", "electra_generator", "vit")
+NAMES = ("bert", "roberta", "gpt2", "electra", "electra_generator", "vit", "vit_classifier")
 CLASSES = dict(
     bert="BertForPreTraining",
     roberta="RobertaForMaskedLM",
@@ -33,6 +38,7 @@ CLASSES = dict(
     electra="ElectraForPreTraining",
     electra_generator="ElectraForMaskedLM",
     vit="ViTModel",
+    vit_classifier="ViTForImageClassification",
 )
 
 
@@ -45,7 +51,7 @@ def opened(folder):
 
 def batch_of(arrays):
     if "pixel_values" in arrays:
-        return {"image": arrays["pixel_values"].transpose(0, 2, 3, 1)}
+        return {"image": arrays["pixel_values"].transpose(0, 2, 3, 1) * 0.5 + 0.5}  # ours normalises by itself
     mask = arrays["attention_mask"]
     positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
     batch = {"tokens": arrays["input_ids"], "segment_ids": mask, "positions": positions}
@@ -59,13 +65,18 @@ def test_their_weights_compute_here_what_they_computed_there(name, golden, publi
     batch = batch_of(arrays)
     size = start.vocab_size
     encoder = model.encoder(size) if size else model.encoder()
-    real = arrays["attention_mask"] > 0 if size else np.ones((4, 17), bool)
+    real = arrays["attention_mask"] > 0 if size else np.ones(4, bool)
     x = jax.jit(lambda batch: encoder.apply({"params": params["encoder"]}, batch, deterministic=True))(batch)
+    if name == "vit_classifier":
+        logits = x[:, 0] @ params["head"]["kernel"] + params["head"]["bias"]
+        assert logits.shape == arrays["logits"].shape == (4, 3)
+        assert np.abs(logits - arrays["logits"]).max() < 1e-4
+        return  # their last hidden states are those before the last norm
     expected = arrays.get("last", arrays["hidden/2"])
     assert np.abs(expected).max() > 1
     assert np.abs(np.asarray(x) - expected)[real].max() < 1e-4
 
-    table = None if name == "vit" else params["encoder"]["embeddings"]["word"]
+    table = None if not size else params["encoder"]["embeddings"]["word"]
     logits = {}
     if "mlm_head" in params:
         head = MaskedTokenHead(model, size).apply({"params": params["mlm_head"]}, jnp.asarray(x), jnp.asarray(table))
@@ -180,3 +191,49 @@ def test_an_electra_run_goes_out_as_its_discriminator(golden, published):
     form = published_form(model, run, vocab_size=120, pad_id=0)
     assert form.class_name == "ElectraForPreTraining"
     assert set(form.tensors) == set(golden("electra").weights)
+
+
+def test_fixed_positions_go_out_as_values_and_come_back_as_learned_ones(tmp_path):
+    fixed = dict(positions="sincos", pool="mean", pixel_mean=(0.2,), pixel_std=(0.3,))
+    model = VitConfig(layers=1, width=16, heads=2, mlp_width=32, image_size=8, patch_size=2, channels=3, **fixed)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)}
+    compute = lambda model: jax.jit(lambda params: model.encoder().apply(params, batch, deterministic=True))  # noqa: E731
+    params = unbox(jax.jit(lambda: model.encoder().init(jax.random.key(0), batch, deterministic=True))())["params"]
+    form = published_form(model, {"encoder": params}, vocab_size=0, pad_id=0)
+    write(form, tmp_path, None)
+    preprocessor.write(model, {"crop": "step"}, tmp_path)
+    _, back, found = opened(tmp_path)
+    assert (back.positions, back.pixel_mean, back.pixel_std) == ("learned", 3 * (0.2,), 3 * (0.3,))
+    np.testing.assert_allclose(found["encoder"]["position"][1:], sincos_table(4, 16))
+    assert not found["encoder"]["position"][0].any()
+    there, here = compute(back)({"params": found["encoder"]}), compute(model)({"params": params})
+    np.testing.assert_allclose(there, here, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "told"),
+    [
+        ({}, dict(positions="rope"), "positions=rope (expected learned)"),
+        ({}, dict(registers=2), "registers=2 (expected 0)"),
+        ({}, dict(layer_scale=1e-5), "layer_scale=1e-05 (expected 0.0)"),
+        ({}, dict(pool="attention"), "pool=attention (expected class)"),
+        ({}, dict(pool="mean", class_token=False), "class_token=False (expected True)"),
+        ({}, dict(norm="rmsnorm"), "norm=rmsnorm (expected layernorm)"),
+        ({"head": {}}, dict(pool="mean"), "pool=mean (expected class)"),
+    ],
+)
+def test_a_vit_that_transformers_has_not_is_refused_with_what_differs(part, changes, told):
+    model = VitConfig(layers=1, width=16, heads=2, mlp_width=32, image_size=8, patch_size=2, **changes)
+    with pytest.raises(UserError) as error:
+        published_form(model, {"encoder": {}, **part}, vocab_size=0, pad_id=0)
+    name = "ViTForImageClassification" if part else "ViTModel"
+    assert f"transformers has no {name} with config.model.{told}" in str(error.value).replace(", config", "; config")
+    assert "such as configs/vit_mae.py:base), and --format=stablehlo exports any model" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "model", [ResnetConfig(), IgptConfig(image_size=8, max_length=64)], ids=lambda model: model.name
+)
+def test_models_of_pictures_without_a_counterpart(model):
+    with pytest.raises(UserError, match=f"no counterpart of {type(model).__name__}; --format=stablehlo exports it"):
+        published_form(model, {"encoder": {}}, vocab_size=0, pad_id=0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_pictures import pretrained
 
 from sslx.config import MeshConfig
 from sslx.train import sharding
@@ -38,6 +39,12 @@ def gradients_on():
             return jax.device_get(metrics), jax.device_get(after.opt_state)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pretrained_on_pictures(tmp_path_factory):
+    """The folder of a masked autoencoder of two steps on pictures of 16 x 16 pixels."""
+    return pretrained(tmp_path_factory.mktemp("pretrained_on_pictures"))
 
 
 @pytest.fixture(scope="session")

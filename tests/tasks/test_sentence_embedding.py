@@ -251,7 +251,7 @@ def test_the_views_of_a_record_stay_together(tmp_path, made_up_texts):
     with pytest.raises(UserError, match=r"field 'same' is empty in 1 records; expected whole pairs"):
         prepare_sentences(hole, {PAIR: "same"}, "", data.tokenizer.name_or_path)
     write_csv(tmp_path / "bad.csv", ("text", "text2", "score"), [("a", "b", "high")])
-    with pytest.raises(UserError, match=r"bad.csv, record 0: label 'high' is no number"):
+    with pytest.raises(UserError, match=r"bad.csv:2: label 'high' is no number"):
         prepare_sentences(config, {}, f"csv:{tmp_path / 'bad.csv'}", data.tokenizer.name_or_path)
     with pytest.raises(UserError, match=r"hole.csv: no field 'sane'; .*'same'.*; --config.task.pair_field=NAME reads"):
         prepare_sentences(hole, {PAIR: "sane"}, "", data.tokenizer.name_or_path)

@@ -101,7 +101,7 @@ def test_labels_of_the_other_kind_are_refused(tiny_config):
     with pytest.raises(UserError, match=r"label_type is 'class'; text_regression expects 'number'"):
         TextRegression.prepare(config)
     config["data"]["label_type"] = "number"
-    with pytest.raises(UserError, match=r"record 0: label '.*' is no number"):
+    with pytest.raises(UserError, match=r"jsonl:1: label '.*' is no number"):
         TextRegression.prepare(config)
     config["data"]["source"] = "text:" + config["data"]["source"].partition(":")[2]
     with pytest.raises(UserError, match=r"has no labels that are numbers; expected a column 'label'"):

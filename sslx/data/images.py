@@ -1,0 +1,315 @@
+"""From an image config to rows ready for training: open, look at every picture once, keep what can be used.
+
+In: an `ImageConfig`. Out: `PreparedImages`, whose rows are uint8 pixels of one size. How they come to that size is
+``config.data.crop``:
+
+- ``step``: pictures are brought to ``image_size`` once, at preparation (the square in the middle), and mapped from one
+  file; random crops are cut from that inside the training step. For pictures that are small to begin with.
+- ``host``: files stay as they are, and each time a row is trained on, a random part is cut from the whole picture
+  before it is brought to size, which resizing first would blur. Which part is a function of the seed, the epoch and the
+  row. Held-out rows are the square in the middle of 0.875 of the shorter side, as is usual.
+
+A picture that cannot be decoded is named, counted and left out; more than ``broken_share`` of them are an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from sslx.data.cache import cache_folder, hash_of, prepare_once
+from sslx.data.decoding import decoders, looked_at, say_broken, still_decodable
+from sslx.data.image_sources import open_images
+from sslx.data.labels import save_labels
+from sslx.data.pictures import DRAWS, middle, open_picture, pixels, random_crop
+from sslx.data.rows import RowOrder
+from sslx.data.sources import HIDDEN, Source
+from sslx.data.text import entropy, role_splits
+from sslx.errors import UserError, choose
+
+CENTRE = 0.875  # of the shorter side; see `held_out_share`
+# Raise this whenever the same pictures would come out as other pixels.
+_RECIPE = 2
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Which pictures, and not yet of what size: ``config.data`` of an evaluation, where the run has the rest."""
+
+    source: str = "glyphs"  # or digits, images:FOLDER, idx:FOLDER, tfds:NAME[/CONFIG]
+    train_split: str = "train"  # TFDS slices, also for folders
+    eval_split: str = "validation"
+    test_split: str = ""  # "" = none
+    image_field: str = "image"  # of TFDS
+    label_field: str = "label"  # of TFDS; of glyphs: script, category or face
+    crop: str = "step"  # step | host: where random crops are cut
+    labels_per_class: int = 0  # train on so many rows of each class, drawn by the run's seed; 0: on all
+    crop_area: tuple[float, float] = (0.2, 1.0)  # of host crops: least and largest share of the picture's area
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of host crops: width over height
+    broken_share: float = 0.01  # of the pictures may be undecodable
+    cache_dir: str = ""  # "" = $SSLX_CACHE or ~/.cache/sslx
+    tfds_dir: str = ""  # "" = TFDS's own default
+
+    def __post_init__(self):
+        if self.labels_per_class < 0:
+            raise UserError(f"config.data.labels_per_class is {self.labels_per_class}; expected at least 0 (all)")
+        choose(self.crop, ("step", "host"), "config.data.crop")
+        check_range(self.crop_area, "config.data.crop_area", most=1.0)
+        check_range(self.crop_aspect, "config.data.crop_aspect")
+        if not 0 <= self.broken_share < 1:
+            raise UserError(f"config.data.broken_share is {self.broken_share}; expected 0 or a share below 1")
+
+
+@dataclass(frozen=True)
+class ImageConfig(PictureSet):
+    """``config.data`` of image experiments."""
+
+    image_size: int = 32  # height and width of a row
+    channels: int = 3  # 3: RGB | 1: grey
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size < 1:
+            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
+
+
+def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf")) -> None:
+    """Refuses what is no pair of positive numbers in rising order.
+
+    Raises:
+      UserError: it is none.
+    """
+    numbers = len(bounds) == 2 and all(isinstance(bound, int | float) for bound in bounds)
+    if not numbers or not 0 < bounds[0] <= bounds[1] <= most:
+        limit = f", at most {most:g}" if most < float("inf") else ""
+        raise UserError(f"{option} is {tuple(bounds)}; expected two rising numbers above 0{limit}")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImages:
+    """``statistics``: the splits used, rows of each role, undecodable pictures, ``fingerprint`` (of all data).
+
+    Where held-out rows have labels, their entropy in nats too, ``label_entropy``.
+    """
+
+    train: ImageRows
+    eval: ImageRows
+    test: ImageRows | None
+    label_names: tuple[str, ...] | None
+    statistics: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``folder/labels.json`` if there are labels."""
+        save_labels(folder, self.label_names)
+
+
+class ImageRows:
+    """Random access to pictures as pixels; ``labels`` int32[rows] or None."""
+
+    def __init__(self, labels: np.ndarray | None):
+        self.labels = labels
+
+    def order(self, seed: int) -> RowOrder:
+        """Returns the order in which training takes the rows."""
+        return RowOrder(len(self), seed)
+
+    def fetch(self, row_ids: Int64[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+        """Reads rows as they are evaluated.
+
+        Returns:
+          ``image`` uint8[n, image_size, image_size, channels] and, if there are labels, ``label`` int32[n].
+        """
+        ids = np.asarray(row_ids, np.int64)
+        return self._labelled(ids, self._images(ids, None))
+
+    def draw(
+        self, row_ids: Int64[np.ndarray, " n"], epochs: Int64[np.ndarray, " n"], seed: int
+    ) -> dict[str, np.ndarray]:
+        """Reads rows for training: a host crop is decided by the run's seed, the epoch of each row and the row."""
+        ids = np.asarray(row_ids, np.int64)
+        keys = zip(np.asarray(epochs).tolist(), ids.tolist(), strict=True)
+        return self._labelled(ids, self._images(ids, [np.random.SeedSequence(seed, spawn_key=key) for key in keys]))
+
+    def _labelled(self, ids: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": images} | ({} if self.labels is None else {"label": self.labels[ids]})
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _images(self, ids: np.ndarray, draws: list[np.random.SeedSequence] | None) -> np.ndarray:
+        """Pixels; ``draws`` seeds each row's crop, None asks for the middle."""
+        raise NotImplementedError
+
+
+class MappedRows(ImageRows):
+    """Rows of pixels that were made at preparation; ``kept`` are their places in ``images``."""
+
+    def __init__(self, images: np.ndarray, kept: np.ndarray, labels: np.ndarray | None):
+        super().__init__(labels)
+        self._pixels, self._kept = images, kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _images(self, ids: np.ndarray, draws: list[np.random.SeedSequence] | None) -> np.ndarray:
+        return self._pixels[self._kept[ids]]
+
+
+class DecodedRows(ImageRows):
+    """Rows that are decoded and cut each time they are read."""
+
+    def __init__(self, source: Source, kept: np.ndarray, labels: np.ndarray | None, config: ImageConfig):
+        super().__init__(labels)
+        self._source, self._kept, self._config = source, kept, config
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _images(self, ids: np.ndarray, draws: list[np.random.SeedSequence] | None) -> np.ndarray:
+        config = self._config
+        records = self._source.__getitems__(self._kept[ids].tolist())
+        # After a JPEG has been decoded smaller, even the smallest and narrowest part is to have pixels enough.
+        narrow = max(config.crop_aspect[1], 1 / config.crop_aspect[0])
+        least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
+
+        def one(place: int) -> np.ndarray:
+            with still_decodable(records[place]) as record:
+                if draws is None:
+                    return held_out_pixels(record["image"], config)
+                picture = open_picture(record["image"], config.channels, least=least)
+            # Raw bits: NumPy keeps its bit streams from version to version.
+            uniform = (np.random.Philox(draws[place]).random_raw(DRAWS) >> 11) * 2.0**-53
+            return pixels(random_crop(picture, config.image_size, uniform, config.crop_area, config.crop_aspect))
+
+        return np.stack(list(decoders().map(one, range(len(ids)))))
+
+
+def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
+    """Prepares train, eval and, if asked for, test rows; ``seed`` draws those of ``labels_per_class``.
+
+    Raises:
+      UserError: whatever the source, the splits or the cache do not allow, or too many undecodable pictures.
+    """
+    cache_dir = cache_folder(config.cache_dir)
+    collection = open_images(
+        config.source,
+        image_field=config.image_field,
+        label_field=config.label_field,
+        cache_dir=cache_dir,
+        tfds_dir=config.tfds_dir or None,
+    )
+    splits = role_splits(config, collection)
+    collection.check_disjoint(splits)
+    rows, statistics, content = {}, {"row_unit": "images"}, {}
+    for role, split in splits.items():
+        source = collection.slice(split)
+        rows[role], broken = _rows(source, config, cache_dir, seed if role == "train" else None)
+        statistics |= {f"{role}_split": split, f"{role}_rows": len(rows[role]), f"{role}_undecodable": broken}
+        content[role] = source.fingerprint
+    parts = [content, config.image_size, config.channels, config.crop]
+    if config.labels_per_class:
+        parts += [config.labels_per_class, seed]
+    statistics["fingerprint"] = hash_of("images", _RECIPE, *parts)
+    if rows["eval"].labels is not None:
+        statistics["label_entropy"] = entropy(np.bincount(rows["eval"].labels))
+    return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+
+
+def held_out_share(crop: str) -> float:
+    """The share of the shorter side that a held-out row is the square in the middle of."""
+    return CENTRE if crop == "host" else 1.0
+
+
+def held_out_pixels(
+    picture: bytes | np.ndarray, config: ImageConfig
+) -> UInt8[np.ndarray, "image_size image_size channels"]:
+    """A picture, as `open_picture` takes it, as a held-out row.
+
+    Raises:
+      BrokenPicture: as `open_picture`.
+    """
+    share = held_out_share(config.crop)
+    least = 0 if config.crop == "step" else math.ceil(config.image_size / share)
+    return pixels(middle(open_picture(picture, config.channels, least=least), config.image_size, share))
+
+
+def abstract_image_row(config: ImageConfig, *, labelled: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one row, without the axis of rows."""
+    row = {"image": jax.ShapeDtypeStruct((config.image_size, config.image_size, config.channels), np.uint8)}
+    return row | ({"label": jax.ShapeDtypeStruct((), np.int32)} if labelled else {})
+
+
+def _rows(source: Source, config: ImageConfig, cache_dir: Path, seed: int | None) -> tuple[ImageRows, int]:
+    """The rows of one slice, and how many of its pictures cannot be decoded; ``seed`` is None where all are taken."""
+    stored = config.crop == "step"
+    parts = [_RECIPE, source.fingerprint, config.channels, config.image_size if stored else None]
+    name = f"{'pixels' if stored else 'pictures'}-{hash_of(*parts)}"
+    folder = prepare_once(cache_dir, name, functools.partial(_look, source, config))
+    broken = json.loads((folder / "undecodable.json").read_text(encoding="utf8"))
+    say_broken(broken, source, config.broken_share)
+    kept, labels = np.load(folder / "kept.npy"), np.load(folder / "labels.npy")
+    if config.labels_per_class and seed is not None:
+        drawn = _of_each_class(labels, config.labels_per_class, seed, source)
+        kept, labels = kept[drawn], labels[drawn]
+    if (labels == HIDDEN).any():
+        labels = None  # there are none, or they are kept secret, as in the test sets of benchmarks
+    if stored:
+        return MappedRows(np.load(folder / "images.npy", mmap_mode="r"), kept, labels), len(broken)
+    return DecodedRows(source, kept, labels, config), len(broken)
+
+
+def _of_each_class(labels: np.ndarray, count: int, seed: int, source: Source) -> np.ndarray:
+    """Places of ``count`` rows of each class, in rising order.
+
+    Raises:
+      UserError: rows have no classes, or one of them has fewer rows.
+    """
+    classes, rows = np.unique(labels, return_counts=True)
+    if HIDDEN in classes:
+        raise UserError(
+            f"config.data.labels_per_class is {count}, and split {source.split!r} of {source.spec} has no labels"
+        )
+    if rows.min() < count:
+        name = source.label_names[classes[rows.argmin()]]
+        raise UserError(
+            f"config.data.labels_per_class is {count}, and class {name!r} of split {source.split!r} of {source.spec} "
+            f"has {rows.min()} pictures; expected at most that"
+        )
+    random = np.random.default_rng(seed)
+    drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in classes]
+    return np.sort(np.concatenate(drawn))
+
+
+def _look(source: Source, config: ImageConfig, folder: Path) -> None:
+    """Decodes every picture of a slice once; writes which can be, their labels and, for ``crop=step``, their pixels."""
+    stored, kept, labels, broken = config.crop == "step", [], [], []
+    size, images = config.image_size, None
+    if stored:
+        shape = (len(source), size, size, config.channels)
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+
+    def decode(record: dict[str, Any]) -> np.ndarray | None:
+        if stored:
+            return held_out_pixels(record["image"], config)
+        # Without pixels to keep, a JPEG may be decoded at an eighth: a cut off file is found all the same.
+        open_picture(record["image"], config.channels, least=1)
+        return None
+
+    for i, record, found in looked_at(source, config.broken_share, decode, broken):
+        if images is not None:
+            images[i] = found
+        kept.append(i)
+        labels.append(record.get("label", HIDDEN))
+    np.save(folder / "kept.npy", np.array(kept, np.int64))
+    np.save(folder / "labels.npy", np.array(labels, np.int32))
+    (folder / "undecodable.json").write_text(json.dumps(broken) + "\n", encoding="utf8")

@@ -1,0 +1,66 @@
+"""Which patches of a picture are hidden: exact counts, so that shapes are static and one program serves all masks.
+
+And what a person is shown of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sslx.errors import UserError
+from sslx.models.pixels import patchify, unpatchify
+from sslx.objective import Batch
+
+
+def hidden_count(patches: int, ratio: float) -> int:
+    """How many of so many patches a share is (all but the visible ones, whose number is rounded down, as MAE's)."""
+    return patches - int(patches * (1 - ratio))
+
+
+def split_patches(
+    keys: PRNGKeyArray, patches: int, hidden: int
+) -> tuple[Int[Array, "batch visible"], Int[Array, "batch hidden"]]:
+    """Visible and hidden patches of each row, drawn without replacement and each in reading order.
+
+    MAE shuffles by the order of uniform noise (arXiv 2111.06377); which are kept is what matters, and in reading order
+    they need no way back.
+    """
+    order = jax.vmap(lambda key: jnp.argsort(jax.random.uniform(key, (patches,))))(keys)
+    visible, rest = order[:, : patches - hidden], order[:, patches - hidden :]
+    return jnp.sort(visible, axis=1), jnp.sort(rest, axis=1)
+
+
+def check_ratio(ratio: float, patches: int, option: str) -> None:
+    """Refuses a share that hides no patch or all.
+
+    Raises:
+      UserError: it does.
+    """
+    if not 0 < ratio < 1 or not 0 < hidden_count(patches, ratio) < patches:
+        raise UserError(f"{option} is {ratio} of {patches} patches; expected a share that hides some and leaves some")
+
+
+def reconstructed(
+    batch: Batch, predicted: Float[Array, "batch hidden values"], patch_size: int
+) -> dict[str, Float[Array, "batch height width channels"]]:
+    """Columns of a sheet: the pictures, these with grey in the hidden places, and with what was predicted there."""
+    patches = patchify(batch["image"], patch_size)
+    rows = jnp.arange(len(patches))[:, None]
+    masked = patches.at[rows, batch["hidden"]].set(0.5)
+    painted = patches.at[rows, batch["hidden"]].set(jnp.clip(predicted, 0.0, 1.0))
+    pictures = {"picture": patches, "masked": masked, "reconstruction": painted}
+    return {name: unpatchify(of, patch_size) for name, of in pictures.items()}
+
+
+def masked_pictures(
+    batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray], patch_size: int
+) -> dict[str, np.ndarray]:
+    """Columns of a sheet: the picture, its view, and the view with what is hidden in grey."""
+    patches = np.array(patchify(viewed["image"], patch_size))
+    patches[np.arange(len(patches))[:, None], viewed["hidden"]] = 0.5
+    return {"picture": batch["image"], "view": viewed["image"], "masked": np.asarray(unpatchify(patches, patch_size))}

@@ -1,0 +1,220 @@
+"""Semantic segmentation: a class for each pixel from a linear head on the patches of a plain ViT.
+
+In: a picture a row, whole, with the number of a class for each pixel. Views: perhaps mirrored. Out: one cross-entropy
+term over the pixels that are asked for; the patches' logits are enlarged bilinearly, as a linear head's are in the
+measuring of features (arXiv 2304.07193). Scored by the mean over classes of intersection over union (mIoU), of all
+pixels together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sslx.config import build
+from sslx.data.labels import saved_labels
+from sslx.data.masks import IGNORED, MaskConfig, PreparedMasks, abstract_mask_row, prepare_masks
+from sslx.errors import UserError
+from sslx.models.layers import Dense, Dropout
+from sslx.models.losses import softmax_cross_entropy
+from sslx.models.pixels import unit
+from sslx.models.vit import VitConfig
+from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.picture_sheet import sheet
+from sslx.tasks.dense import check_shares, dense_model, mirrored, mirrored_rows, some, thumbnails
+from sslx.tasks.drawn_boxes import colour_of, sheet_figure
+
+DRAWN = 12  # pictures of the report
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationConfig:
+    """``config.task`` of ``name="segmentation"``."""
+
+    name: str = "segmentation"
+    dropout: float = 0.0  # before the head
+    drop_path: float = 0.0  # of the encoder, whatever pretraining used
+    flip: float = 0.5  # probability of mirroring left and right
+
+    def __post_init__(self):
+        check_shares(self, "flip")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"config.task.dropout is {self.dropout}; expected 0 or a share below 1")
+
+
+class Segmenter(nn.Module):
+    """Encoder, dropout, linear head, bilinear enlargement."""
+
+    config: VitConfig
+    classes: int
+    dropout: float
+
+    def setup(self):
+        self.encoder = self.config.encoder()
+        self.drop = Dropout(self.dropout)
+        self.head = Dense(self.classes, ("embed", "types"))
+
+    def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch height width classes"]:
+        config = self.config
+        x = self.encoder(batch, deterministic=deterministic)[:, config.front :]
+        logits = self.head(self.drop(x, deterministic=deterministic)).astype(jnp.float32)
+        logits = logits.reshape(len(logits), config.grid, config.grid, self.classes)
+        shape = (len(logits), config.image_size, config.image_size, self.classes)
+        return jax.image.resize(logits, shape, "bilinear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Objective):
+    """The objective of ``config.task.name = "segmentation"``."""
+
+    task: SegmentationConfig
+    model: VitConfig
+    label_names: tuple[str, ...]
+
+    scored = True
+    modality = "images"
+    head_reads = "tokens"
+
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Segmentation, PreparedMasks]:
+        task, model, data_config = cls._built(config)
+        data = prepare_masks(data_config)
+        return cls(task, model, data.label_names), data
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[Segmentation, dict[str, jax.ShapeDtypeStruct]]:
+        task, model, data_config = cls._built(config)
+        # How many classes there are, only the data knows; it matters to nothing but a small head.
+        return cls(task, model, ("a", "b")), abstract_mask_row(data_config)
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> Segmentation:
+        task, model, _ = cls._built(config)
+        return cls(task, model, saved_labels(run))
+
+    @staticmethod
+    def _built(config: Mapping[str, Any]) -> tuple[SegmentationConfig, VitConfig, MaskConfig]:
+        task = build(SegmentationConfig, config["task"], "config.task")
+        data_config = build(MaskConfig, config["data"], "config.data")
+        return task, dense_model(config, data_config, task.drop_path), data_config
+
+    @property
+    def module(self) -> Segmenter:
+        """The Linen module."""
+        return Segmenter(self.model, len(self.label_names), self.task.dropout)
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
+
+    def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
+        images, masks = unit(batch["image"]), batch["mask"]
+        if train and self.task.flip:
+            which = mirrored_rows(key, batch["row"], self.task.flip)
+            images, masks = mirrored(images, which), mirrored(masks, which)
+        weights = {"segmentation": (masks != IGNORED).astype(jnp.float32)}
+        return batch | {"image": images, "mask": masks, "weights": weights}
+
+    def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        logits = self.module.apply({"params": params}, batch, deterministic=not train, rngs={"dropout": key})
+        weights, wanted = batch["weights"]["segmentation"], _wanted(batch["mask"])
+        term = Term(jnp.sum(weights * softmax_cross_entropy(logits, wanted)))
+        hits = (jnp.argmax(logits, axis=-1) == wanted).astype(jnp.float32)
+        return Out({"segmentation": term}, {"pixel_accuracy": Mean(jnp.sum(weights * hits), jnp.sum(weights))})
+
+    @classmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        return {"params": params["encoder"]}
+
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
+
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        head = 2.0 * self.model.patches * self.model.width * len(self.label_names)
+        return 3.0 * batch_shapes["image"][0] * (self.model.flops_per_image() + head)
+
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        """The entropy of the held-out pixels: the loss of a model that knows only how common each class is."""
+        return statistics.get("pixel_entropy")
+
+    def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
+        """How often each class is taken for each in a row, and pictures to look at."""
+        guess = jnp.argmax(self.module.apply({"params": params}, batch, deterministic=True), axis=-1)
+        asked = batch["mask"] != IGNORED
+        every = -(-guess.shape[1] // thumbnails(batch["image"]).shape[1])
+        return {
+            "confusion": confusion(_wanted(batch["mask"]), guess, asked, len(self.label_names)),
+            "image": thumbnails(batch["image"]),
+            "mask": batch["mask"][:, ::every, ::every],
+            "guess": guess[:, ::every, ::every].astype(jnp.uint8),
+        }
+
+    def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        of_class = intersection_over_union(predictions["confusion"].sum(axis=0))
+        return {"miou": float(np.nanmean(of_class)) if np.isfinite(of_class).any() else 0.0}
+
+    def show(self, predictions: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        rows = []
+        for counts in predictions["confusion"]:
+            there, said = ((of > 0) for of in (counts.sum(axis=1), counts.sum(axis=0)))
+            names = (", ".join(np.array(self.label_names)[of]) for of in (there, said))
+            rows.append(dict(zip(("classes", "guesses"), names, strict=True)))
+        return rows
+
+    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"segments": self._drawn(predictions)}
+
+    def _drawn(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+        columns = {"picture": predictions["image"], "truth": coloured(predictions["mask"])}
+        return sheet(columns | {"guess": coloured(predictions["guess"])}, across=3)
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        found = ([number for number in np.unique(mask) if number != IGNORED] for mask in batch["mask"])
+        return [{"classes": ", ".join(self.label_names[number] for number in numbers)} for numbers in found]
+
+    def preview_pictures(
+        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        return {"views": sheet({"view": viewed["image"], "mask": coloured(np.asarray(viewed["mask"]))}, across=2)}
+
+    def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
+        counts = predictions["confusion"].sum(axis=0)
+        of_class = dict(zip(self.label_names, intersection_over_union(counts).tolist(), strict=True))
+        known = {name: value for name, value in of_class.items() if np.isfinite(value)}
+        wide = max(map(len, known), default=0)
+        text = "\n".join(f"{name:<{wide}}  IoU {value:.3f}" for name, value in known.items())
+        figure = sheet_figure(self._drawn(some(predictions, DRAWN)))
+        return Report(text, {"iou_of_class": known, "confusion_matrix": counts.tolist()}, {"segments": figure})
+
+
+def confusion(wanted: Array, guess: Array, asked: Array, classes: int) -> Array:
+    """int32[batch, classes, classes]: pixels of each class (first) that are taken for each (second)."""
+    pair = jnp.where(asked, wanted * classes + guess, classes**2)
+    count = lambda pairs: jnp.zeros(classes**2 + 1, jnp.int32).at[pairs].add(1)  # noqa: E731
+    return jax.vmap(count)(pair.reshape(len(pair), -1))[:, :-1].reshape(-1, classes, classes)
+
+
+def intersection_over_union(counts: np.ndarray) -> np.ndarray:
+    """Of each class, from ``counts[true, guessed]`` of all pixels; NaN for one that is neither there nor guessed."""
+    counts = counts.astype(np.float64)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
+    return np.divide(np.diag(counts), union, out=np.full(len(counts), np.nan), where=union > 0)
+
+
+def coloured(masks: np.ndarray) -> np.ndarray:
+    """Masks as pictures: class 0 black, pixels that are not asked for white, the others in the colours of boxes."""
+    palette = np.array([(0, 0, 0), *(colour_of(number) for number in range(255))], np.uint8)
+    palette[IGNORED] = 255
+    return palette[masks]
+
+
+def _wanted(mask: Array) -> Array:
+    """Numbers of classes; 0 where none is asked for, which its weight makes nothing of."""
+    return jnp.where(mask == IGNORED, 0, mask).astype(jnp.int32)
