@@ -21,7 +21,6 @@ from sslx.models.bert import BertConfig
 from sslx.tasks.sentence_embedding import (
     SentenceEmbedding,
     SentenceEmbeddingConfig,
-    info_nce,
     spearman,
     uniformity,
 )
