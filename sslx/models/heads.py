@@ -7,6 +7,7 @@ any mesh, since the step is one program over global arrays; its running averages
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import flax.linen as nn
 import jax
@@ -57,7 +58,7 @@ class HeadConfig:
     def flops(self, inputs: int) -> float:
         """Forward FLOPs of one vector of so many numbers."""
         widths = [inputs, *self.widths]
-        return 2.0 * sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+        return 2.0 * sum(before * after for before, after in itertools.pairwise(widths))
 
 
 class Head(nn.Module):

@@ -1,4 +1,4 @@
-"""A teacher that is a moving average of its student (mean teacher, arXiv 1703.01780; MoCo, 1911.05722; BYOL, 2006.07733).
+"""A teacher that is a moving average of its student (mean teacher, arXiv 1703.01780; BYOL, arXiv 2006.07733).
 
 Only parameters are averaged. A teacher that normalises by the batch does so by the mean and variance of its own forward
 pass in training; the running averages of these, which evaluation takes, are its own too and move with its own passes.

@@ -29,8 +29,8 @@ class BarlowTwinsConfig:
     name: str = "barlow_twins"
     redundancy: float = 0.0051  # weight of what is not on the diagonal
     scale: float = 1.0  # of the whole loss; the authors' code had 0.024 before it had another optimizer
-    projector: HeadConfig = HeadConfig(layers=3, hidden=8192, out=8192)
-    views: TwoViews = TwoViews()
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=3, hidden=8192, out=8192))
+    views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         check_sum("scale", self.scale, above=0.0)

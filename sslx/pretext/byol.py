@@ -31,10 +31,10 @@ class ByolConfig:
     """``config.pretext`` of ``name="byol"``."""
 
     name: str = "byol"
-    projector: HeadConfig = HeadConfig(layers=2, hidden=4096, out=256)
-    predictor: HeadConfig = HeadConfig(layers=2, hidden=4096, out=256)
-    momentum: MomentumConfig = MomentumConfig(0.996, 1.0)
-    views: TwoViews = TwoViews()
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
+    predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
+    momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
+    views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
 
 def cosine(one: Float[Array, "batch width"], other: Float[Array, "batch width"]) -> Float[Array, " batch"]:

@@ -45,9 +45,11 @@ class DinoConfig:
     teacher_temperature_start: float = 0.04  # from which it rises in a line
     teacher_temperature_steps: int = 0  # over so many updates; 0: it never changes
     centre_momentum: float = 0.9
-    projector: HeadConfig = HeadConfig(layers=3, hidden=2048, out=256, norm=False, activation="gelu")
-    momentum: MomentumConfig = MomentumConfig(0.996, 1.0)
-    views: MultiCrop = MultiCrop()
+    projector: HeadConfig = dataclasses.field(
+        default_factory=lambda: HeadConfig(layers=3, hidden=2048, out=256, norm=False, activation="gelu")
+    )
+    momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
+    views: MultiCrop = dataclasses.field(default_factory=MultiCrop)
 
     def __post_init__(self):
         choose(self.balance, ("centre", "sinkhorn", "none"), "config.pretext.balance")

@@ -40,10 +40,12 @@ class MocoV3Config:
     name: str = "moco_v3"
     temperature: float = 1.0  # 0.2 for a ViT
     queue: int = 0  # projections that are kept from earlier updates; 0: none
-    projector: HeadConfig = HeadConfig(layers=2, hidden=4096, out=256, last_norm=True)
-    predictor: HeadConfig = HeadConfig(layers=2, hidden=4096, out=256)
-    momentum: MomentumConfig = MomentumConfig(0.996, 1.0)
-    views: TwoViews = TwoViews()
+    projector: HeadConfig = dataclasses.field(
+        default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256, last_norm=True)
+    )
+    predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
+    momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
+    views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         check_sum("temperature", self.temperature, above=0.0)

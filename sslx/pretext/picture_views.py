@@ -50,9 +50,13 @@ class TwoViews:
 class MultiCrop:
     """``config.pretext.views`` of methods that compare two large crops and some small ones (arXiv 2006.09882)."""
 
-    first: AugmentConfig = dataclasses.replace(BYOL, crop_area=(0.4, 1.0))
-    second: AugmentConfig = dataclasses.replace(BYOL_SECOND, crop_area=(0.4, 1.0))
-    local: AugmentConfig = dataclasses.replace(BYOL, crop_area=(0.05, 0.4), blur=0.5)
+    first: AugmentConfig = dataclasses.field(default_factory=lambda: dataclasses.replace(BYOL, crop_area=(0.4, 1.0)))
+    second: AugmentConfig = dataclasses.field(
+        default_factory=lambda: dataclasses.replace(BYOL_SECOND, crop_area=(0.4, 1.0))
+    )
+    local: AugmentConfig = dataclasses.field(
+        default_factory=lambda: dataclasses.replace(BYOL, crop_area=(0.05, 0.4), blur=0.5)
+    )
     local_count: int = 8
     local_size: int = 96  # pixels
 

@@ -27,8 +27,8 @@ class SimClrConfig:
 
     name: str = "simclr"
     temperature: float = 0.1
-    projector: HeadConfig = HeadConfig(layers=2, hidden=2048, out=128)
-    views: TwoViews = TwoViews(SIMCLR, SIMCLR)
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=2048, out=128))
+    views: TwoViews = dataclasses.field(default_factory=lambda: TwoViews(SIMCLR, SIMCLR))
 
     def __post_init__(self):
         check_sum("temperature", self.temperature, above=0.0)

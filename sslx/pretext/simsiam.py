@@ -32,9 +32,11 @@ class SimSiamConfig:
 
     name: str = "simsiam"
     stop_gradient: bool = True  # False is the paper's ablation, which collapses (its table 1)
-    projector: HeadConfig = HeadConfig(layers=3, hidden=2048, out=2048, last_norm=True)
-    predictor: HeadConfig = HeadConfig(layers=2, hidden=512, out=2048)
-    views: TwoViews = TwoViews(WEAKER, WEAKER)
+    projector: HeadConfig = dataclasses.field(
+        default_factory=lambda: HeadConfig(layers=3, hidden=2048, out=2048, last_norm=True)
+    )
+    predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=512, out=2048))
+    views: TwoViews = dataclasses.field(default_factory=lambda: TwoViews(WEAKER, WEAKER))
 
 
 def simsiam_loss(

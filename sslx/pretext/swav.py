@@ -49,8 +49,10 @@ class SwavConfig:
     balance: bool = True  # False: assignments as they are, which collapses
     queue: int = 0  # rows of earlier updates that are balanced with those of the batch; 0: none
     queue_start: int = 0  # updates before they are
-    projector: HeadConfig = HeadConfig(layers=2, hidden=2048, out=128)
-    views: MultiCrop = MultiCrop(LARGE, LARGE, SMALL, local_count=6, local_size=96)
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=2048, out=128))
+    views: MultiCrop = dataclasses.field(
+        default_factory=lambda: MultiCrop(LARGE, LARGE, SMALL, local_count=6, local_size=96)
+    )
 
     def __post_init__(self):
         check_prototypes(self.prototypes, self.frozen_steps)

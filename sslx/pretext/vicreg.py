@@ -31,8 +31,8 @@ class VicregConfig:
     invariance: float = 25.0
     variance: float = 25.0  # 0 is the paper's ablation, which collapses (its table 7)
     covariance: float = 1.0
-    projector: HeadConfig = HeadConfig(layers=3, hidden=8192, out=8192)
-    views: TwoViews = TwoViews()
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=3, hidden=8192, out=8192))
+    views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         for name in ("invariance", "variance", "covariance"):
