@@ -1,0 +1,100 @@
+"""What the experiments in ``configs/`` on joint embedding share, beside each method's own settings.
+
+`small_job` runs for some minutes on two CPU cores. `cifar10` is the common part of solo-learn's recipes for CIFAR-10
+(scripts/pretrain/cifar of its repository), whose published accuracies are of a linear classifier that is trained online.
+`imagenet` is the common part of the papers' ResNet-50.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from sslx.augment.policy import AugmentConfig
+from sslx.config import experiment
+from sslx.data.images import ImageConfig
+from sslx.models.resnet import ResnetConfig
+from sslx.models.vit import IMAGENET, SMALL_PICTURES, VitConfig
+
+CIFAR_IMAGES, IMAGENET_IMAGES = 50_000, 1_281_167
+CIFAR_PIXELS = dict(pixel_mean=(0.4914, 0.4822, 0.4465), pixel_std=(0.247, 0.2435, 0.2616))
+# solo-learn's "symmetric" and "asymmetric" augmentations for CIFAR-10.
+SYMMETRIC = AugmentConfig(
+    crop_area=(0.08, 1.0), jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5
+)
+ASYMMETRIC = AugmentConfig(crop_area=(0.08, 1.0), jitter=0.8, saturation=0.2, grey=0.2)
+ASYMMETRIC_SECOND = dataclasses.replace(ASYMMETRIC, solarise=0.2)
+# For grey characters: a mirrored one is another, and smaller parts than these are anyone's.
+GLYPH = AugmentConfig(crop_area=(0.4, 1.0), flip=0.0, jitter=0.8, saturation=0.0, hue=0.0)
+
+
+def small_job(source: str, pretext: Any) -> ml_collections.ConfigDict:
+    """A ViT on small grey pictures."""
+    config = experiment(
+        data=ImageConfig(source, image_size=32, channels=1),
+        model=VitConfig(**SMALL_PICTURES, positions="sincos", init="xavier", pool="mean", image_size=32, channels=1),
+        pretext=pretext,
+    )
+    config.steps = 1000
+    config.batch_size = 128
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup_steps = 100
+    config.optimizer.schedule = "cosine"
+    config.eval.every_steps = 250
+    config.eval.examples = 0
+    config.checkpoint.every_steps = 250
+    return config
+
+
+def cifar10(pretext: Any, learning_rate: float, weight_decay: float, optimizer: str = "lars") -> Any:
+    """ResNet-18 with the stem for small pictures, 1,000 epochs of batches of 256."""
+    rows, per_epoch = 256, CIFAR_IMAGES // 256
+    config = experiment(
+        data=ImageConfig("tfds:cifar10", image_size=32, eval_split="test"),
+        model=ResnetConfig(depth=18, stem="cifar", image_size=32, **CIFAR_PIXELS),
+        pretext=pretext,
+    )
+    config.batch_size = rows
+    config.steps = 1000 * per_epoch
+    config.optimizer.name = optimizer
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.momentum = 0.9
+    config.optimizer.trust = 0.02
+    config.optimizer.trust_clip = True
+    config.optimizer.clip_norm = None
+    config.optimizer.warmup_steps = 10 * per_epoch
+    config.optimizer.schedule = "cosine"
+    config.eval.every_steps = 20 * per_epoch
+    config.eval.examples = 0
+    config.checkpoint.every_steps = 5 * per_epoch
+    config.online.probe = True
+    config.log.every_steps = 50
+    return config
+
+
+def imagenet(pretext: Any, *, rows: int, epochs: int, learning_rate: float, weight_decay: float) -> Any:
+    """ResNet-50 with LARS. Crops are cut from pictures of 224 pixels, where the papers cut them from the originals."""
+    config = experiment(
+        data=ImageConfig("tfds:imagenet2012", image_size=224),
+        model=ResnetConfig(depth=50, image_size=224, dtype="bfloat16", **IMAGENET),
+        pretext=pretext,
+    )
+    per_epoch = IMAGENET_IMAGES // rows
+    config.batch_size = rows
+    config.steps = epochs * per_epoch
+    config.optimizer.name = "lars"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.momentum = 0.9
+    config.optimizer.clip_norm = None
+    config.optimizer.warmup_steps = 10 * per_epoch
+    config.optimizer.schedule = "cosine"
+    config.eval.every_steps = 5 * per_epoch
+    config.eval.examples = 0
+    config.checkpoint.every_steps = 2000
+    config.log.every_steps = 50
+    return config
