@@ -6,8 +6,8 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts, with th
            not been tuned.
 Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
            accuracy is 90.74 % (trained online: eval/online_linear here). Not run here.
-           base is the paper's: a ResNet-50 at 224 pixels, 4,096 pictures a step for 1,000 epochs of ImageNet-1k, LARS at 4.8
-           (0.3 for each 256 pictures), temperature 0.1; 69.3 % linear. For accelerators.
+           base is the paper's: a ResNet-50 at 224 pixels, 4,096 pictures a step for 1,000 epochs of ImageNet-1k,
+           LARS at 4.8 (0.3 for each 256 pictures), temperature 0.1; 69.3 % linear. For accelerators.
 """
 
 import ml_collections

@@ -6,8 +6,9 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts, with th
            not been tuned.
 Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
            accuracy is 90.51 % (trained online: eval/online_linear here). Not run here.
-           base is the paper's: a ResNet-50 at 224 pixels, 256 pictures a step for 100 epochs of ImageNet-1k, SGD at 0.05;
-           68.1 % linear. For accelerators. The predictor's rate falls like all others', where theirs is constant.
+           base is the paper's: a ResNet-50 at 224 pixels, 256 pictures a step for 100 epochs of ImageNet-1k,
+           SGD at 0.05; 68.1 % linear. For accelerators. The predictor's rate falls like all others', where theirs is
+           constant.
 """
 
 import ml_collections

@@ -6,8 +6,8 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts, with th
            not been tuned.
 Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
            accuracy is 92.07 % (trained online: eval/online_linear here). Not run here.
-           base is the paper's: a ResNet-50 at 224 pixels, 2,048 pictures a step for 1,000 epochs of ImageNet-1k, LARS at 1.6
-           (0.2 for each 256 pictures); 73.2 % linear. For accelerators.
+           base is the paper's: a ResNet-50 at 224 pixels, 2,048 pictures a step for 1,000 epochs of ImageNet-1k,
+           LARS at 1.6 (0.2 for each 256 pictures); 73.2 % linear. For accelerators.
 """
 
 import ml_collections

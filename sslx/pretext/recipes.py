@@ -1,7 +1,7 @@
 """What the experiments in ``configs/`` on joint embedding share, beside each method's own settings.
 
 `small_job` runs for some minutes on two CPU cores. `cifar10` is the common part of solo-learn's recipes for CIFAR-10
-(scripts/pretrain/cifar of its repository), whose published accuracies are of a linear classifier that is trained online.
+(scripts/pretrain/cifar of its repository), whose published accuracies are of a linear classifier trained online.
 `imagenet` is the common part of the papers' ResNet-50.
 """
 

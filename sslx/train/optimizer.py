@@ -1,7 +1,7 @@
 """Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
 
-Scanned layers are stacks ``[layers, ...]``. LAMB's and LARS's trust ratios, Muon's orthogonal updates, the decay mask and
-layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
+Scanned layers are stacks ``[layers, ...]``. LAMB's and LARS's trust ratios, Muon's orthogonal updates, the decay mask
+and layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: boo
 
 @dataclasses.dataclass(frozen=True)
 class _Adapted:
-    """How LAMB and LARS treat an array: each layer of a stack by itself; not at all if it is not decayed (its authors' way)."""
+    """How LAMB and LARS treat an array: each layer of a stack by itself; not at all if it is not decayed."""
 
     stacked: bool
     adapted: bool
