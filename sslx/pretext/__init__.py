@@ -19,4 +19,6 @@ PRETEXTS = {
     "vicreg": "sslx.pretext.vicreg:Vicreg",  # features of two views agree, vary, and do not repeat each other
     "swav": "sslx.pretext.swav:Swav",  # tell the cluster that another crop was assigned to
     "dino": "sslx.pretext.dino:Dino",  # say of any crop what a moving average of oneself says of the large ones
+    "ibot": "sslx.pretext.ibot:Ibot",  # and of hidden patches what it says of them
+    "ijepa": "sslx.pretext.ijepa:IJepa",  # predict a teacher's view of blocks of a picture from the rest
 }

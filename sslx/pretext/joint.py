@@ -31,7 +31,6 @@ from sslx.models.teacher import MomentumConfig, followed
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
 from sslx.pretext.picture_views import PictureViews
 
-IMAGE_ENCODERS = ("resnet", "vit", "convnext")
 TEACHER = "teacher"  # of its part of the state
 TEACHER_STATISTICS = "teacher_statistics"
 
@@ -44,6 +43,7 @@ class Seen:
     projection: Float[Array, "batch width"]
     prediction: Float[Array, "batch width"] | None = None
     scores: Float[Array, "batch prototypes"] | None = None
+    patches: Float[Array, "batch hidden prototypes"] | None = None  # scores of the patches that a student does not see
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Given:
 
     params: Any
     state: Any
-    weights: Float[Array, " batch"]  # of rows
+    all_weights: dict[str, Array]  # by term
+    weights: Float[Array, " batch"]  # of the first term's, one a row
     step: Array
 
 
@@ -157,6 +158,7 @@ class JointEmbedding(Objective):
 
     pretext_config: ClassVar[type]
     terms: ClassVar[tuple[str, ...]]  # of its loss
+    encoders: ClassVar[tuple[str, ...]] = ("resnet", "vit", "convnext")  # that it can train
     across: ClassVar[bool] = True  # a term's value depends on all rows of the batch
     together: ClassVar[bool] = False  # see `Network`
     product: ClassVar[Literal["student", "teacher"]] = "student"  # what is evaluated and taken away
@@ -192,7 +194,7 @@ class JointEmbedding(Objective):
     @classmethod
     def _built(cls, config: Mapping[str, Any]) -> tuple[Self, Any]:
         pretext = build(cls.pretext_config, config["pretext"], "config.pretext")
-        source, data_config = PictureViews.built(config, pretext.views, IMAGE_ENCODERS)
+        source, data_config = PictureViews.built(config, pretext.views, cls.encoders)
         if cls.least_rows > config["batch_size"]:
             raise UserError(
                 f"config.batch_size is {config['batch_size']}; {cls.__name__} compares the rows of a batch, expected "
@@ -284,7 +286,7 @@ class JointEmbedding(Objective):
             teacher = jax.lax.stop_gradient(teacher)
             stats |= {TEACHER_STATISTICS: moved[STATISTICS]} if moved else {}
         weights = batch["weights"][self.terms[0]]
-        out = self.compared(student, teacher, Given(params, state, weights, step))
+        out = self.compared(student, teacher, Given(params, state, batch["weights"], weights, step))
         count = jnp.sum(weights)
         watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
         spreads = {name: Mean(count * spread(x, weights), count) for name, x in watched.items()}

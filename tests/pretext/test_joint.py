@@ -20,6 +20,7 @@ from sslx.models.teacher import MomentumConfig
 from sslx.pretext.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from sslx.pretext.byol import Byol, ByolConfig
 from sslx.pretext.dino import Dino, DinoConfig
+from sslx.pretext.ibot import Ibot, IbotConfig
 from sslx.pretext.moco_v3 import MocoV3, MocoV3Config
 from sslx.pretext.picture_views import MultiCrop, PictureViews, TwoViews
 from sslx.pretext.simclr import SimClr, SimClrConfig
@@ -35,6 +36,7 @@ PLAIN = AugmentConfig(crop_area=(0.3, 1.0))  # what compiles fast
 TWO = TwoViews(PLAIN, dataclasses.replace(PLAIN, solarise=0.5))
 CROPS = MultiCrop(PLAIN, PLAIN, PLAIN, local_count=1, local_size=4)
 HEAD = HeadConfig(layers=2, hidden=16, out=8)
+FLAT = dataclasses.replace(HEAD, norm=False)
 MOMENTUM = MomentumConfig(0.5, 1.0)
 RESNET = ResnetConfig(depth=10, width=2, stem="cifar", image_size=8)
 
@@ -47,6 +49,11 @@ METHODS = {
     "moco_v3": (MocoV3, MocoV3Config(projector=HEAD, predictor=HEAD, momentum=MOMENTUM, views=TWO, queue=16)),
     "swav": (Swav, SwavConfig(prototypes=16, projector=HEAD, views=CROPS, queue=16)),
     "dino": (Dino, DinoConfig(prototypes=16, projector=HEAD, momentum=MOMENTUM, views=CROPS)),
+    "ibot": (Ibot, IbotConfig("ibot", prototypes=16, projector=FLAT, momentum=MOMENTUM, views=CROPS)),
+    "dinov2": (
+        Ibot,
+        IbotConfig("ibot", "sinkhorn", 16, koleo=0.1, projector=FLAT, momentum=MOMENTUM, views=CROPS),
+    ),
     "dino_sinkhorn": (Dino, DinoConfig("dino", "sinkhorn", 16, projector=HEAD, momentum=MOMENTUM, views=CROPS)),
 }
 
@@ -75,7 +82,7 @@ def test_losses_gradients_and_state_are_the_same_on_eight_devices(name):
     assert np.abs(one.opt_state["encoder"]["patches"]["kernel"]).max() > 0
     assert np.isfinite(metrics["loss"])
     assert jax.tree.map(np.shape, one.state) == jax.tree.map(np.shape, unbox(variables["state"]))
-    assert objective.scope == "batch"
+    assert objective.scope == ("row" if name == "ibot" else "batch")
 
 
 def test_views_have_keys_of_their_own_and_small_ones_are_small():
