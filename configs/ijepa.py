@@ -4,9 +4,9 @@ Command:   python -m sslx.main --config=configs/ijepa.py
 Argument:  [SIZE][,data=SOURCE], for example configs/ijepa.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py; it has
            not been tuned.
-Sizes:     base is the paper's for a ViT-B/16: 224 pixels, 2,048 pictures a step for 600 epochs of ImageNet-1k, AdamW at 1e-3,
-           momentum 0.996 to 1; 72.9 % linear. For accelerators. Weight decay is 0.04 throughout, where theirs rises to
-           0.4.
+Sizes:     base is the paper's for a ViT-B/16: 224 pixels, 2,048 pictures a step for 600 epochs of ImageNet-1k, AdamW at
+           1e-3, momentum 0.996 to 1; 72.9 % linear. For accelerators. Weight decay is 0.04 throughout, where theirs
+           rises to 0.4.
 """
 
 import ml_collections

@@ -20,5 +20,6 @@ PRETEXTS = {
     "swav": "sslx.pretext.swav:Swav",  # tell the cluster that another crop was assigned to
     "dino": "sslx.pretext.dino:Dino",  # say of any crop what a moving average of oneself says of the large ones
     "ibot": "sslx.pretext.ibot:Ibot",  # and of hidden patches what it says of them
+    "infomax": "sslx.pretext.infomax:Infomax",  # a row's summary tells of each of its places, and of no other row's
     "ijepa": "sslx.pretext.ijepa:IJepa",  # predict a teacher's view of blocks of a picture from the rest
 }

@@ -21,6 +21,7 @@ from sslx.pretext.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from sslx.pretext.byol import Byol, ByolConfig
 from sslx.pretext.dino import Dino, DinoConfig
 from sslx.pretext.ibot import Ibot, IbotConfig
+from sslx.pretext.infomax import Infomax, InfomaxConfig
 from sslx.pretext.moco_v3 import MocoV3, MocoV3Config
 from sslx.pretext.picture_views import MultiCrop, PictureViews, TwoViews
 from sslx.pretext.simclr import SimClr, SimClrConfig
@@ -54,6 +55,7 @@ METHODS = {
         Ibot,
         IbotConfig("ibot", "sinkhorn", 16, koleo=0.1, projector=FLAT, momentum=MOMENTUM, views=CROPS),
     ),
+    "infomax": (Infomax, InfomaxConfig(projector=HEAD, place_head=HEAD, views=TWO)),
     "dino_sinkhorn": (Dino, DinoConfig("dino", "sinkhorn", 16, projector=HEAD, momentum=MOMENTUM, views=CROPS)),
 }
 
