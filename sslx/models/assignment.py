@@ -25,7 +25,7 @@ def sinkhorn(
 
     Args:
       scores: Higher for what fits better.
-      weights: Rows with 0 take no part and get a share of their own.
+      weights: Rows with 0 take no part and get even shares.
       temperature: Of the softmax that is balanced (epsilon).
       iterations: How often prototypes and rows are normalised in turn.
 
@@ -38,7 +38,7 @@ def sinkhorn(
         logs = jnp.where(there, logs, NEVER)
         logs = logs - jax.nn.logsumexp(logs, axis=0, keepdims=True)
         logs = logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)
-    return jnp.exp(logs)
+    return jnp.where(there, jnp.exp(logs), 1.0 / scores.shape[1])
 
 
 def centred(

@@ -22,7 +22,7 @@ def own(scores: Scores, weights: Float[Array, " rows"]) -> tuple[Float[Array, "r
 
 
 def infonce(scores: Scores, weights: Float[Array, " rows"]) -> Float[Array, ""]:
-    """``ln N`` less the cross-entropy of telling a column's own row from all N (CPC, arXiv 1807.03748); at most ln N."""
+    """``ln N`` less the cross-entropy of telling a column's own row from all N (CPC, 1807.03748); at most ln N."""
     there = (weights > 0).reshape(-1, *(1,) * (scores.ndim - 1))
     diagonal, _ = own(scores, weights)
     likelihood = diagonal - jax.nn.logsumexp(jnp.where(there, scores, NEVER), axis=0)
