@@ -34,10 +34,14 @@ def sinkhorn(
     """
     there = weights[:, None] > 0
     logs = jax.lax.stop_gradient(scores).astype(jnp.float32) / temperature
-    for _ in range(iterations):
+
+    def once(_: int, logs: Array) -> Array:
         logs = jnp.where(there, logs, NEVER)
         logs = logs - jax.nn.logsumexp(logs, axis=0, keepdims=True)
-        logs = logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)
+        return logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)
+
+    # A loop: written out, many iterations would take the compiler minutes.
+    logs = jax.lax.fori_loop(0, iterations, once, logs)
     return jnp.where(there, jnp.exp(logs), 1.0 / scores.shape[1])
 
 
