@@ -70,6 +70,18 @@ def fresh(objective, batch):
     return jax.device_get(jax.jit(lambda: objective.init(jax.random.key(5), batch))())
 
 
+def agree(expected, found):
+    """Every array to 1e-4 of its largest value, but for rounding.
+
+    What batch normalisation takes away again, such as a shift of all features, has gradients of 0 but for that.
+    """
+    rounding = 1e-5 * max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
+    for path, value in jax.tree_util.tree_leaves_with_path(expected):
+        other = dict(jax.tree_util.tree_leaves_with_path(found))[path]
+        error = np.max(np.abs(value - other))
+        assert error <= 1e-4 * np.max(np.abs(value)) + rounding, f"{jax.tree_util.keystr(path)}: {error}"
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_gradients_and_state_are_the_same_on_eight_devices(name):
     objective, batch = method(name), picture_rows(ROWS)
@@ -78,9 +90,9 @@ def test_losses_gradients_and_state_are_the_same_on_eight_devices(name):
         rows = np.random.default_rng(0).normal(size=variables["state"]["queue"].shape).astype(np.float32)
         variables["state"] |= {"queue": rows / np.linalg.norm(rows, axis=-1, keepdims=True), "filled": np.int32(16)}
     (one, metrics), (eight, others) = (one_step(objective, variables, batch, devices=n) for n in (1, 8))
-    assert_close(one.opt_state, eight.opt_state, share=1e-4)
-    assert_close(metrics, others, share=1e-4)
-    assert_close(one.state, eight.state, share=1e-4)
+    agree(one.opt_state, eight.opt_state)
+    agree(metrics, others)
+    agree(one.state, eight.state)
     assert np.abs(one.opt_state["encoder"]["patches"]["kernel"]).max() > 0
     assert np.isfinite(metrics["loss"])
     assert jax.tree.map(np.shape, one.state) == jax.tree.map(np.shape, unbox(variables["state"]))
