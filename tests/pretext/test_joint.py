@@ -213,7 +213,8 @@ def test_a_centre_moves_towards_the_mean_of_the_teachers_scores():
         key = jax.random.split(jax.random.fold_in(jax.random.key(7), 3), 3)[0]
         views = objective.views(batch, key, 3, train=True)["views"][:2]
         own = unbox(variables)["state"]["teacher"]
-        seen, _ = objective.teacher_network.apply(own, views, deterministic=False, mutable=["batch_stats"])
+        options = dict(deterministic=False, mutable=["batch_stats"], rngs={"dropout": key})
+        seen, _ = objective.teacher_network.apply(own, views, **options)
         return jnp.concatenate([view.scores for view in seen])
 
     expected = 0.25 * np.asarray(jax.jit(scores)()).mean(0)
