@@ -70,7 +70,7 @@ class MultiCrop:
     def kinds(self, size: int) -> list[Views]:
         """What views there are to be of pictures of ``size`` pixels; the large ones come first."""
         large = [Views(1, size, self.first), Views(1, size, self.second)]
-        return large + [Views(self.local_count, self.local_size, self.local)] * bool(self.local_count)
+        return large + ([Views(self.local_count, self.local_size, self.local)] if self.local_count else [])
 
 
 @dataclasses.dataclass(frozen=True)
