@@ -17,6 +17,7 @@ from sslx.errors import UserError
 from sslx.models.heads import HeadConfig
 from sslx.models.resnet import ResnetConfig
 from sslx.models.teacher import MomentumConfig
+from sslx.objective import Sum
 from sslx.pretext.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from sslx.pretext.byol import Byol, ByolConfig
 from sslx.pretext.dino import Dino, DinoConfig
@@ -162,8 +163,6 @@ def test_the_first_update_copies_the_student_with_its_statistics():
             "batch_stats": {"encoder": {"m": jnp.float32(9.0)}},
         },
     }
-    from sslx.objective import Sum
-
     stats = {
         "batch_stats": Sum({"encoder": {"m": jnp.float32(6.0)}}),
         "teacher_statistics": Sum({"encoder": {"m": jnp.float32(8.0)}}),
