@@ -1,10 +1,10 @@
 """Pictures with boxes: from a config to rows ready for training.
 
 In: a `BoxConfig`, whose source is ``pasted`` (embedded; see `pasted`) or ``coco:FILES`` with ``images``, the folder of
-the pictures. Out: `PreparedBoxes`, whose rows are whole pictures brought to one size (see `fitted`) with a fixed number
-of boxes in the row's pixels. A picture of another size than its annotations say is left out as an undecodable one is.
-A box that reaches beyond its picture is clipped and counted; one of which nothing is left is dropped and counted, and
-so are the smallest beyond ``max_boxes``.
+the pictures. Out: `PreparedPictures`, whose rows are whole pictures brought to one size (see `fitted`) with a fixed
+number of boxes in the row's pixels. A picture of another size than its annotations say is left out as an undecodable
+one is. A box that reaches beyond its picture is clipped and counted; one of which nothing is left is dropped and
+counted, and so are the smallest beyond ``max_boxes``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.coco import open_coco
 from sslx.data.decoding import say_broken
 from sslx.data.fitted import FittedConfig, FittedRows, fitted, look, scale_of
-from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS, Pasted, fingerprint, pasted
 from sslx.data.pictures import BrokenPicture
+from sslx.data.prepared import PreparedPictures, prepare_roles
 from sslx.data.sources import Collection, Source
-from sslx.data.text import role_splits
 from sslx.errors import UserError, nearest
 
 SPEC_FORMS = ("pasted", "coco:FILES")
@@ -48,21 +47,6 @@ class BoxConfig(FittedConfig):
         super().__post_init__()
         if self.max_boxes < 1:
             raise UserError(f"config.data.max_boxes is {self.max_boxes}; expected at least 1")
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedBoxes:
-    """``statistics``: the splits used, rows of each role, what was left out, ``fingerprint`` (of all data)."""
-
-    train: BoxRows
-    eval: BoxRows
-    test: BoxRows | None
-    label_names: tuple[str, ...]
-    statistics: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        """Writes ``folder/labels.json``."""
-        save_labels(folder, self.label_names)
 
 
 class BoxRows(FittedRows):
@@ -106,7 +90,7 @@ def open_pasted(cache_dir: Path, side: int, label_names: tuple[str, ...]) -> Col
     return Collection("pasted", fingerprint(side), label_names, splits, {})
 
 
-def prepare_boxes(config: BoxConfig) -> PreparedBoxes:
+def prepare_boxes(config: BoxConfig) -> PreparedPictures:
     """Prepares train, eval and, if asked for, test rows.
 
     Raises:
@@ -114,20 +98,17 @@ def prepare_boxes(config: BoxConfig) -> PreparedBoxes:
     """
     cache_dir = cache_folder(config.cache_dir)
     collection = _open(config, cache_dir)
-    splits = role_splits(config, collection)
-    collection.check_disjoint(splits)
-    rows, statistics, content = {}, {"row_unit": "images"}, {}
-    for role, split in splits.items():
-        source = collection.slice(split)
-        rows[role], counts = _rows(source, config, cache_dir)
-        statistics |= {f"{role}_split": split, f"{role}_rows": len(rows[role])}
-        statistics |= {f"{role}_{name}": count for name, count in counts.items()}
-        content[role] = source.fingerprint
+
+    def rows_of(role: str, source: Source) -> tuple[BoxRows, dict[str, int]]:
+        rows, counts = _rows(source, config, cache_dir)
         if not counts["boxes"]:
-            raise UserError(f"split {split!r} of {config.source} has no box in any picture; expected at least one")
-    statistics["unread_splits"] = collection.unread(splits.values())
-    statistics["fingerprint"] = hash_of("boxes", _RECIPE, content, config.image_size, config.channels, config.max_boxes)
-    return PreparedBoxes(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+            raise UserError(
+                f"split {source.split!r} of {config.source} has no box in any picture; expected at least one"
+            )
+        return rows, counts
+
+    settings = (config.image_size, config.channels, config.max_boxes)
+    return prepare_roles(config, collection, rows_of, "boxes", _RECIPE, settings)
 
 
 def abstract_box_row(config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -17,33 +17,24 @@ from PIL import Image
 
 from sslx.data.decoding import decoders, looked_at, still_decodable
 from sslx.data.pictures import open_picture, pixels
+from sslx.data.prepared import PictureSource, check_shape
 from sslx.data.rows import RowOrder
 from sslx.data.sources import Source
-from sslx.errors import UserError
 
 PADDING = 127  # where there is no picture
 
 
 @dataclass(frozen=True)
-class FittedConfig:
+class FittedConfig(PictureSource):
     """What ``config.data`` of detection and of segmentation have in common."""
 
     source: str = "pasted"
-    train_split: str = "train"  # TFDS slices, also for files
-    eval_split: str = "validation"
-    test_split: str = ""  # "" = none
     image_size: int = 64  # height and width of a row
     channels: int = 3  # 3: RGB | 1: grey
-    broken_share: float = 0.01  # of the pictures may be undecodable
-    cache_dir: str = ""  # "" = $SSLX_CACHE or ~/.cache/sslx
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
-        if self.channels not in (1, 3):
-            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
-        if not 0 <= self.broken_share < 1:
-            raise UserError(f"config.data.broken_share is {self.broken_share}; expected 0 or a share below 1")
+        super().__post_init__()
+        check_shape(self.image_size, self.channels)
 
 
 class FittedRows:
@@ -105,7 +96,7 @@ def look(
       The records that can be decoded (int64), what was noted of each, and what is said of the others.
 
     Raises:
-      UserError: more than ``broken_share`` cannot be decoded, or all.
+      UserError: more than ``broken_share`` cannot be decoded.
     """
 
     def opened(record: dict[str, Any]) -> Any:

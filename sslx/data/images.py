@@ -1,6 +1,6 @@
 """From an image config to rows ready for training: open, look at every picture once, keep what can be used.
 
-In: an `ImageConfig`. Out: `PreparedImages`, whose rows are uint8 pixels of one size. How they come to that size is
+In: an `ImageConfig`. Out: `PreparedPictures`, whose rows are uint8 pixels of one size. How they come to that size is
 ``config.data.crop``:
 
 - ``step``: pictures are brought to ``image_size`` once, at preparation (the square in the middle), and mapped from one
@@ -28,11 +28,11 @@ from jaxtyping import Int64, UInt8
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.decoding import decoders, looked_at, say_broken, still_decodable
 from sslx.data.image_sources import open_images
-from sslx.data.labels import save_labels
 from sslx.data.pictures import DRAWS, middle, open_picture, pixels, random_crop
+from sslx.data.prepared import PictureSource, PreparedPictures, check_shape, prepare_roles
 from sslx.data.rows import RowOrder
 from sslx.data.sources import HIDDEN, Source
-from sslx.data.text import entropy, role_splits
+from sslx.data.text import entropy
 from sslx.errors import UserError, choose
 
 CENTRE = 0.875  # of the shorter side; see `held_out_share`
@@ -41,31 +41,25 @@ _RECIPE = 2
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class PictureSet(PictureSource):
     """Which pictures, and not yet of what size: ``config.data`` of an evaluation, where the run has the rest."""
 
     source: str = "glyphs"  # or digits, images:FOLDER, idx:FOLDER, tfds:NAME[/CONFIG]
-    train_split: str = "train"  # TFDS slices, also for folders
-    eval_split: str = "validation"
-    test_split: str = ""  # "" = none
     image_field: str = "image"  # of TFDS
     label_field: str = "label"  # of TFDS; of glyphs: script, category or face
     crop: str = "step"  # step | host: where random crops are cut
     labels_per_class: int = 0  # train on so many rows of each class, drawn by the run's seed; 0: on all
     crop_area: tuple[float, float] = (0.2, 1.0)  # of host crops: least and largest share of the picture's area
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of host crops: width over height
-    broken_share: float = 0.01  # of the pictures may be undecodable
-    cache_dir: str = ""  # "" = $SSLX_CACHE or ~/.cache/sslx
     tfds_dir: str = ""  # "" = TFDS's own default
 
     def __post_init__(self):
+        super().__post_init__()
         if self.labels_per_class < 0:
             raise UserError(f"config.data.labels_per_class is {self.labels_per_class}; expected at least 0 (all)")
         choose(self.crop, ("step", "host"), "config.data.crop")
         check_range(self.crop_area, "config.data.crop_area", most=1.0)
         check_range(self.crop_aspect, "config.data.crop_aspect")
-        if not 0 <= self.broken_share < 1:
-            raise UserError(f"config.data.broken_share is {self.broken_share}; expected 0 or a share below 1")
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,7 @@ class ImageConfig(PictureSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_size < 1:
-            raise UserError(f"config.data.image_size is {self.image_size}; expected at least 1")
-        if self.channels not in (1, 3):
-            raise UserError(f"config.data.channels is {self.channels}; expected 3 (RGB) or 1 (grey)")
+        check_shape(self.image_size, self.channels)
 
 
 def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf")) -> None:
@@ -93,24 +84,6 @@ def check_range(bounds: tuple[float, ...], option: str, most: float = float("inf
     if not numbers or not 0 < bounds[0] <= bounds[1] <= most:
         limit = f", at most {most:g}" if most < float("inf") else ""
         raise UserError(f"{option} is {tuple(bounds)}; expected two rising numbers above 0{limit}")
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImages:
-    """``statistics``: the splits used, rows of each role, undecodable pictures, ``fingerprint`` (of all data).
-
-    Where held-out rows have labels, their entropy in nats too, ``label_entropy``.
-    """
-
-    train: ImageRows
-    eval: ImageRows
-    test: ImageRows | None
-    label_names: tuple[str, ...] | None
-    statistics: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        """Writes ``folder/labels.json`` if there are labels."""
-        save_labels(folder, self.label_names)
 
 
 class ImageRows:
@@ -194,8 +167,10 @@ class DecodedRows(ImageRows):
         return np.stack(list(decoders().map(one, range(len(ids)))))
 
 
-def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
-    """Prepares train, eval and, if asked for, test rows; ``seed`` draws those of ``labels_per_class``.
+def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
+    """Prepares all rows; ``seed`` draws those of ``labels_per_class``.
+
+    Of rows with labels, ``statistics`` has their entropy in nats, such as ``eval_label_entropy``.
 
     Raises:
       UserError: whatever the source, the splits or the cache do not allow, or too many undecodable pictures.
@@ -208,21 +183,16 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedImages:
         cache_dir=cache_dir,
         tfds_dir=config.tfds_dir or None,
     )
-    splits = role_splits(config, collection)
-    collection.check_disjoint(splits)
-    rows, statistics, content = {}, {"row_unit": "images"}, {}
-    for role, split in splits.items():
-        source = collection.slice(split)
-        rows[role], broken = _rows(source, config, cache_dir, seed if role == "train" else None)
-        statistics |= {f"{role}_split": split, f"{role}_rows": len(rows[role]), f"{role}_undecodable": broken}
-        content[role] = source.fingerprint
-    parts = [content, config.image_size, config.channels, config.crop]
+
+    def rows_of(role: str, source: Source) -> tuple[ImageRows, dict[str, Any]]:
+        rows, broken = _rows(source, config, cache_dir, seed if role == "train" else None)
+        known = {} if rows.labels is None else {"label_entropy": entropy(np.bincount(rows.labels))}
+        return rows, {"undecodable": broken} | known
+
+    settings = [config.image_size, config.channels, config.crop]
     if config.labels_per_class:
-        parts += [config.labels_per_class, seed]
-    statistics["fingerprint"] = hash_of("images", _RECIPE, *parts)
-    if rows["eval"].labels is not None:
-        statistics["label_entropy"] = entropy(np.bincount(rows["eval"].labels))
-    return PreparedImages(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+        settings += [config.labels_per_class, seed]
+    return prepare_roles(config, collection, rows_of, "images", _RECIPE, settings)
 
 
 def held_out_share(crop: str) -> float:

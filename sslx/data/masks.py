@@ -3,7 +3,7 @@
 In: a `MaskConfig`, whose source is ``pasted`` (embedded; see `pasted`) or ``masks:FOLDER``, a folder of pictures, with
 ``masks``, the folder of their masks: PNG files in the same places and of the same names, each pixel the number of a
 class (palette or grey of 8 bits; 255: not asked for), and ``classes.txt`` beside them, a name a line, the first of
-class 0. Folders in it that are named like splits are the splits. Out: `PreparedMasks`, whose rows are whole pictures
+class 0. Folders in it that are named like splits are the splits. Out: `PreparedPictures`, whose rows are whole pictures
 and masks brought to one size (see `fitted`).
 """
 
@@ -27,11 +27,11 @@ from sslx.data.decoding import say_broken
 from sslx.data.files import content_of, matching_files
 from sslx.data.fitted import FittedConfig, FittedRows, fitted, fitted_mask, look
 from sslx.data.image_sources import SPLIT_OF_FOLDER, SUFFIXES
-from sslx.data.labels import save_labels
 from sslx.data.pasted import SCRIPTS
 from sslx.data.pictures import BrokenPicture, loaded
+from sslx.data.prepared import PreparedPictures, prepare_roles
 from sslx.data.sources import SLICE_SEED, Collection, Source
-from sslx.data.text import role_splits
+from sslx.data.text import entropy
 from sslx.errors import UserError, nearest
 
 SPEC_FORMS = ("pasted", "masks:FOLDER")
@@ -46,21 +46,6 @@ class MaskConfig(FittedConfig):
     """``config.data`` of semantic segmentation."""
 
     masks: str = ""  # of masks:FOLDER, the folder of the masks
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedMasks:
-    """``statistics``: the splits used, rows of each role, ``pixel_entropy`` of the held-out rows, ``fingerprint``."""
-
-    train: MaskRows
-    eval: MaskRows
-    test: MaskRows | None
-    label_names: tuple[str, ...]
-    statistics: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        """Writes ``folder/labels.json``."""
-        save_labels(folder, self.label_names)
 
 
 class MaskRows(FittedRows):
@@ -97,7 +82,7 @@ class MaskFiles:
         return rows
 
 
-def prepare_masks(config: MaskConfig) -> PreparedMasks:
+def prepare_masks(config: MaskConfig) -> PreparedPictures:
     """Prepares train, eval and, if asked for, test rows.
 
     Raises:
@@ -106,23 +91,15 @@ def prepare_masks(config: MaskConfig) -> PreparedMasks:
     """
     cache_dir = cache_folder(config.cache_dir)
     collection = _open(config, cache_dir)
-    splits = role_splits(config, collection)
-    collection.check_disjoint(splits)
-    rows, statistics, content = {}, {"row_unit": "images"}, {}
-    for role, split in splits.items():
-        source = collection.slice(split)
-        rows[role], said = _rows(source, config, cache_dir)
-        statistics |= {f"{role}_split": split, f"{role}_rows": len(rows[role])}
-        statistics[f"{role}_undecodable"] = len(said["undecodable"])
-        content[role] = source.fingerprint
-        shares = np.array(said["pixels"], np.float64) / max(sum(said["pixels"]), 1)
-        if not shares.any():
-            raise UserError(f"split {split!r} of {config.source} has no pixel of any class; all are {IGNORED}")
-        if role == "eval":
-            statistics["pixel_entropy"] = float(-np.sum(shares * np.log(np.where(shares > 0, shares, 1.0))))
-    statistics["unread_splits"] = collection.unread(splits.values())
-    statistics["fingerprint"] = hash_of("masks", _RECIPE, content, config.image_size, config.channels)
-    return PreparedMasks(rows["train"], rows["eval"], rows.get("test"), collection.label_names, statistics)
+
+    def rows_of(role: str, source: Source) -> tuple[MaskRows, dict[str, Any]]:
+        rows, said = _rows(source, config, cache_dir)
+        if not any(said["pixels"]):
+            raise UserError(f"split {source.split!r} of {config.source} has no pixel of any class; all are {IGNORED}")
+        found = {"undecodable": len(said["undecodable"]), "pixel_entropy": entropy(np.array(said["pixels"]))}
+        return rows, found
+
+    return prepare_roles(config, collection, rows_of, "masks", _RECIPE, (config.image_size, config.channels))
 
 
 def abstract_mask_row(config: MaskConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -174,7 +151,7 @@ def _folders(spec: str, pictures: str, masks: str) -> Collection:
     paths = matching_files(spec, pictures, SUFFIXES)
     if not root.is_dir():
         raise UserError(f"{spec} is no folder; expected one, with its masks in the same places of config.data.masks")
-    inner = [Path(path).relative_to(root.absolute()) for path in paths]
+    inner = [Path(path).relative_to(os.path.abspath(root)) for path in paths]
     mask_of = [mask_root / place.with_suffix(".png") for place in inner]
     if missing := [str(mask) for mask in mask_of if not mask.is_file()]:
         raise UserError(f"{len(missing):,} of {len(paths):,} pictures of {spec} have no mask, such as {missing[0]}")

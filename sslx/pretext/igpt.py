@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sklearn.cluster import KMeans
 
 from sslx.augment.policy import AugmentConfig
-from sslx.data.images import PreparedImages
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate
 from sslx.models.igpt import IgptConfig, IgptEncoder, nearest_colours
@@ -69,7 +69,7 @@ class Igpt(ImagePretext):
     codebook: tuple[tuple[float, ...], ...] | None = None
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Igpt, PreparedImages]:
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Igpt, PreparedPictures]:
         objective, data = super().prepare(config, tokenizer)
         codebook = _codebook(data.train, objective.model.colours, config["seed"])
         data.statistics["colour_entropy"] = _colour_entropy(data.eval, codebook)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from sslx.augment.policy import NONE, AugmentConfig, augment
 from sslx.config import build
-from sslx.data.images import ImageConfig, ImageRows, PreparedImages, abstract_image_row, prepare_images
+from sslx.data.images import ImageConfig, ImageRows, abstract_image_row, prepare_images
+from sslx.data.prepared import PreparedPictures
 from sslx.models.image import IMAGE_MODELS, ImageModel, build_image_model
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pixels import unit
@@ -53,7 +54,7 @@ class ImagePretext(Objective):
         """
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, PreparedImages]:
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, PreparedPictures]:
         objective, data_config = cls._built(config)
         return objective, prepare_images(data_config, config["seed"])
 

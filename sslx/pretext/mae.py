@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sslx.augment.policy import AugmentConfig
-from sslx.data.images import PreparedImages
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.layers import Dense, bert_init
 from sslx.models.pixels import patchify, take_patches
@@ -147,7 +147,7 @@ class Mae(ImagePretext):
             raise UserError("config.pretext.norm_pixels needs patches of more than one number; expected larger ones")
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Mae, PreparedImages]:
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Mae, PreparedPictures]:
         objective, data = super().prepare(config, tokenizer)
         some = jnp.asarray(some_pictures(data.eval, STATISTICS_FROM))
         targets = patch_targets(some, objective.model, norm_pixels=objective.pretext.norm_pixels)

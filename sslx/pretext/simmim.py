@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sslx.augment.policy import AugmentConfig
-from sslx.data.images import PreparedImages
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.layers import Dense, bert_init
 from sslx.models.pixels import patchify, take_patches, unit
@@ -91,7 +91,7 @@ class SimMim(ImagePretext):
             )
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SimMim, PreparedImages]:
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[SimMim, PreparedPictures]:
         objective, data = super().prepare(config, tokenizer)
         pixels = np.asarray(unit(jnp.asarray(some_pictures(data.eval, STATISTICS_FROM))))
         std = np.asarray(objective.model.pixel_std)

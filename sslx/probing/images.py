@@ -10,7 +10,8 @@ import numpy as np
 from etils.epath import Path
 
 from sslx.data.batches import SomeRows
-from sslx.data.images import ImageConfig, PictureSet, PreparedImages, prepare_images
+from sslx.data.images import ImageConfig, PictureSet, prepare_images
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.models.vit import VitConfig
@@ -37,7 +38,7 @@ class ImageProbe:
 
     config_class = ImageProbeConfig
 
-    def open(self, config: ImageProbeConfig, folder: Path, run: LoadedRun) -> PreparedImages:
+    def open(self, config: ImageProbeConfig, folder: Path, run: LoadedRun) -> PreparedPictures:
         """Labelled rows of the size and channels that the run has learned from."""
         # By the evaluation's seed, as what is trained on the labels sees them.
         data = prepare_images(ImageConfig(**self.data(config, run)), config.seed)

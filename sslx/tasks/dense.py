@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
+from sslx.config import build
 from sslx.data.fitted import FittedConfig
+from sslx.data.labels import saved_labels
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.image import build_image_model
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import row_keys
+from sslx.objective import Batch, Objective, Variables, row_keys
 
 THUMB = 128  # pixels along a side that are kept of a picture to be looked at
+DRAWN = 12  # pictures of the report
 
 
 def check_shares(task: Any, *names: str) -> None:
@@ -32,9 +37,78 @@ def check_shares(task: Any, *names: str) -> None:
             raise UserError(f"config.task.{name} is {getattr(task, name)}; expected 0 to 1")
 
 
-def dense_model(config: Mapping[str, Any], data: FittedConfig, drop_path: float) -> VitConfig:
-    """The ViT of a config, with the task's drop path."""
-    return dataclasses.replace(build_image_model(config["model"], data, ("vit",)), drop_path=drop_path)
+@dataclasses.dataclass(frozen=True)
+class DenseTask(Objective):
+    """A question about each patch of a picture; ``task`` is its part of the config, of the class ``task_config``."""
+
+    task_config: ClassVar[type]
+    data_config: ClassVar[type[FittedConfig]]
+    scored = True
+    modality = "images"
+    head_reads = "tokens"
+
+    task: Any
+    model: VitConfig
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def rows(cls, config: Any) -> PreparedPictures:
+        """Prepares the data, after anything that would only be found missing later has been asked for."""
+        raise NotImplementedError
+
+    @classmethod
+    def abstract_row(cls, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one row of the data, without the axis of rows."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, task: Any, model: VitConfig) -> None:
+        """Refuses parts of a config that are right by themselves and not together.
+
+        Raises:
+          UserError: they are not.
+        """
+
+    @property
+    def module(self) -> Any:
+        """The Linen module, whose ``encoder`` is the ViT."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, PreparedPictures]:
+        task, model, data_config = cls._built(config)
+        data = cls.rows(data_config)
+        return cls(task, model, data.label_names), data
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[Self, dict[str, jax.ShapeDtypeStruct]]:
+        task, model, data_config = cls._built(config)
+        # How many classes there are, only the data knows; it matters to nothing but the end of a small head.
+        return cls(task, model, ("a", "b")), cls.abstract_row(data_config)
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> Self:
+        task, model, _ = cls._built(config)
+        return cls(task, model, saved_labels(run))
+
+    @classmethod
+    def _built(cls, config: Mapping[str, Any]) -> tuple[Any, VitConfig, Any]:
+        task = build(cls.task_config, config["task"], "config.task")
+        data_config = build(cls.data_config, config["data"], "config.data")
+        model = build_image_model(config["model"], data_config, ("vit",))
+        model = dataclasses.replace(model, drop_path=task.drop_path)
+        cls.check(task, model)
+        return task, model, data_config
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
+
+    @classmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        return {"params": params["encoder"]}
+
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 
 
 def mirrored_rows(keys: PRNGKeyArray, rows: Array, probability: float) -> Bool[Array, " batch"]:

@@ -25,8 +25,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sslx.augment.mixing import cutmix, mixup
 from sslx.augment.policy import NONE, AugmentConfig, augment
 from sslx.config import build
-from sslx.data.images import ImageConfig, PreparedImages, abstract_image_row, prepare_images
+from sslx.data.images import ImageConfig, abstract_image_row, prepare_images
 from sslx.data.labels import saved_labels
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.image import ImageModel, build_image_model
 from sslx.models.layers import Dense, Dropout
@@ -103,7 +104,7 @@ class ImageClassification(Objective):
     @classmethod
     def prepare(
         cls, config: Mapping[str, Any], tokenizer: str | None = None
-    ) -> tuple[ImageClassification, PreparedImages]:
+    ) -> tuple[ImageClassification, PreparedPictures]:
         """Builds objective and data from the written config.
 
         Raises:
@@ -251,7 +252,7 @@ class ImageClassification(Objective):
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
         """The entropy of the held-out labels: the loss of a model that knows only how common each class is."""
-        return statistics.get("label_entropy")
+        return statistics.get("eval_label_entropy")
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         # Not the pictures: those of all held-out rows are kept until the end.

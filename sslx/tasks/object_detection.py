@@ -10,32 +10,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from sslx.config import build
-from sslx.data.boxes import CROWD, OBJECT, BoxConfig, PreparedBoxes, abstract_box_row, prepare_boxes
-from sslx.data.labels import saved_labels
+from sslx.data.boxes import CROWD, OBJECT, BoxConfig, abstract_box_row, prepare_boxes
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models import fcos
 from sslx.models.boxes import giou, suppressed
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.objective import Batch, Mean, Out, Report, Term
 from sslx.picture_sheet import sheet
 from sslx.tasks.coco_scores import STATS, coco_scores, require_pycocotools
-from sslx.tasks.dense import check_shares, dense_model, mirrored, mirrored_rows, some, thumbnails
+from sslx.tasks.dense import DRAWN, DenseTask, check_shares, mirrored, mirrored_rows, some, thumbnails
 from sslx.tasks.drawn_boxes import drawn_boxes, sheet_figure
 
 TRACKED = ("map", "map50", "map75", "recall_100")  # of COCO's table, at every evaluation
-DRAWN = 12  # pictures of the report
-SURE, DRAWN = 0.3, 6  # a guess is drawn from this score on, and so many of a picture, the surest
+SURE, BOXES = 0.3, 6  # a guess is drawn from this score on, and so many of a picture, the surest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,49 +82,27 @@ class Detector(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectDetection(Objective):
+class ObjectDetection(DenseTask):
     """The objective of ``config.task.name = "object_detection"``."""
 
-    task: ObjectDetectionConfig
-    model: VitConfig
-    label_names: tuple[str, ...]
-
-    scored = True
-    modality = "images"
+    task_config, data_config = ObjectDetectionConfig, BoxConfig
     unit = ""
-    head_reads = "tokens"
+
+    task: ObjectDetectionConfig
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[ObjectDetection, PreparedBoxes]:
-        """Builds objective and data from the written config.
-
-        Raises:
-          UserError: anything in its parts that cannot be, or no ``pycocotools``.
-        """
-        task, model, data_config = cls._built(config)
+    def rows(cls, config: BoxConfig) -> PreparedPictures:
         require_pycocotools()
-        data = prepare_boxes(data_config)
-        return cls(task, model, data.label_names), data
+        return prepare_boxes(config)
 
     @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[ObjectDetection, dict[str, jax.ShapeDtypeStruct]]:
-        task, model, data_config = cls._built(config)
-        # How many classes there are, only the data knows; it matters to nothing but one small convolution.
-        return cls(task, model, ("a", "b")), abstract_box_row(data_config)
+    def abstract_row(cls, config: BoxConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        return abstract_box_row(config)
 
     @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> ObjectDetection:
-        task, model, _ = cls._built(config)
-        return cls(task, model, saved_labels(run))
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[ObjectDetectionConfig, VitConfig, BoxConfig]:
-        task = build(ObjectDetectionConfig, config["task"], "config.task")
-        data_config = build(BoxConfig, config["data"], "config.data")
-        model = dense_model(config, data_config, task.drop_path)
+    def check(cls, task: ObjectDetectionConfig, model: VitConfig) -> None:
         if 0.5 in task.scales and model.grid % 2:
             raise UserError(f"config.task.scales has 0.5, and {model.grid} patches a side do not divide by 2")
-        return task, model, data_config
 
     @property
     def head(self) -> fcos.FcosConfig:
@@ -139,9 +114,6 @@ class ObjectDetection(Objective):
     def module(self) -> Detector:
         """The Linen module."""
         return Detector(self.model, self.head)
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         images, boxes = unit(batch["image"]), batch["boxes"]
@@ -183,13 +155,6 @@ class ObjectDetection(Objective):
             "centerness": Term(jnp.sum(weights["centerness"] * middles)),
         }
         return Out(terms, {"giou": Mean(jnp.sum(weights["box"] * agreement), jnp.sum(weights["box"]))})
-
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         forward = self.model.flops_per_image() + fcos.head_flops(self.head, self.model)
@@ -252,7 +217,7 @@ class ObjectDetection(Objective):
         guesses = self.guesses(predictions)
         for guess in guesses:
             sure = guess["scores"] >= SURE
-            guess |= {name: column[sure][:DRAWN] for name, column in guess.items()}
+            guess |= {name: column[sure][:BOXES] for name, column in guess.items()}
         return sheet(
             {
                 "truth": self._boxes_on(predictions["image"], _truth(predictions)),

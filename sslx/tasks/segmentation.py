@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -19,20 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sslx.config import build
-from sslx.data.labels import saved_labels
-from sslx.data.masks import IGNORED, MaskConfig, PreparedMasks, abstract_mask_row, prepare_masks
+from sslx.data.masks import IGNORED, MaskConfig, abstract_mask_row, prepare_masks
+from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables
+from sslx.objective import Batch, Mean, Out, Report, Term
 from sslx.picture_sheet import sheet
-from sslx.tasks.dense import check_shares, dense_model, mirrored, mirrored_rows, some, thumbnails
+from sslx.tasks.dense import DRAWN, DenseTask, check_shares, mirrored, mirrored_rows, some, thumbnails
 from sslx.tasks.drawn_boxes import colour_of, sheet_figure
-
-DRAWN = 12  # pictures of the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,47 +68,25 @@ class Segmenter(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation(Objective):
+class Segmentation(DenseTask):
     """The objective of ``config.task.name = "segmentation"``."""
 
+    task_config, data_config = SegmentationConfig, MaskConfig
+
     task: SegmentationConfig
-    model: VitConfig
-    label_names: tuple[str, ...]
-
-    scored = True
-    modality = "images"
-    head_reads = "tokens"
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Segmentation, PreparedMasks]:
-        task, model, data_config = cls._built(config)
-        data = prepare_masks(data_config)
-        return cls(task, model, data.label_names), data
+    def rows(cls, config: MaskConfig) -> PreparedPictures:
+        return prepare_masks(config)
 
     @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[Segmentation, dict[str, jax.ShapeDtypeStruct]]:
-        task, model, data_config = cls._built(config)
-        # How many classes there are, only the data knows; it matters to nothing but a small head.
-        return cls(task, model, ("a", "b")), abstract_mask_row(data_config)
-
-    @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> Segmentation:
-        task, model, _ = cls._built(config)
-        return cls(task, model, saved_labels(run))
-
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[SegmentationConfig, VitConfig, MaskConfig]:
-        task = build(SegmentationConfig, config["task"], "config.task")
-        data_config = build(MaskConfig, config["data"], "config.data")
-        return task, dense_model(config, data_config, task.drop_path), data_config
+    def abstract_row(cls, config: MaskConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        return abstract_mask_row(config)
 
     @property
     def module(self) -> Segmenter:
         """The Linen module."""
         return Segmenter(self.model, len(self.label_names), self.task.dropout)
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        return {"params": self.module.init(key, batch, deterministic=True)["params"], "state": {}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         images, masks = unit(batch["image"]), batch["mask"]
@@ -129,20 +103,13 @@ class Segmentation(Objective):
         hits = (jnp.argmax(logits, axis=-1) == wanted).astype(jnp.float32)
         return Out({"segmentation": term}, {"pixel_accuracy": Mean(jnp.sum(weights * hits), jnp.sum(weights))})
 
-    @classmethod
-    def encoder(cls, params: Any, state: Any) -> Variables:
-        return {"params": params["encoder"]}
-
-    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
-        return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
-
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         head = 2.0 * self.model.patches * self.model.width * len(self.label_names)
         return 3.0 * batch_shapes["image"][0] * (self.model.flops_per_image() + head)
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
         """The entropy of the held-out pixels: the loss of a model that knows only how common each class is."""
-        return statistics.get("pixel_entropy")
+        return statistics.get("eval_pixel_entropy")
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         """How often each class is taken for each in a row, and pictures to look at."""

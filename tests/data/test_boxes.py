@@ -240,4 +240,4 @@ def test_the_embedded_set_serves_both_tasks_alike(few):
     assert (with_boxes["scale"] == 1).all()
     pixels = np.bincount(masks.eval.fetch(ids)["mask"].ravel(), minlength=6) / (8 * 32 * 32)
     entropy = -sum(share * np.log(share) for share in pixels if share)
-    assert masks.statistics["pixel_entropy"] == pytest.approx(entropy)
+    assert masks.statistics["eval_pixel_entropy"] == pytest.approx(entropy)

@@ -70,7 +70,7 @@ def test_rows_cut_in_the_step_are_pillows_own(photographs, prepare):
     assert data.statistics["train_undecodable"] == 0
     held_out = everything(data.eval)["label"]
     shares = [share for share in (np.mean(held_out == label) for label in (0, 1)) if share]
-    assert data.statistics["label_entropy"] == pytest.approx(-sum(share * np.log(share) for share in shares))
+    assert data.statistics["eval_label_entropy"] == pytest.approx(-sum(share * np.log(share) for share in shares))
 
 
 def test_rows_in_any_order_and_twice(photographs, prepare):
@@ -282,7 +282,7 @@ def test_a_folder_without_classes_has_no_labels(tmp_path, prepare):
     data = prepare()
     assert data.label_names is None
     assert data.train.labels is None
-    assert "label_entropy" not in data.statistics
+    assert "eval_label_entropy" not in data.statistics
     assert set(everything(data.train)) == {"image"}
 
 

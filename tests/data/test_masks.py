@@ -54,7 +54,7 @@ def test_masks_lie_on_their_pictures(folders):
         assert (mask[:4, 4:] == 1 + row % 2).all()
     # Of the held-out picture's 31 pixels, 16 are of one class and 15 of another.
     p = np.array([15, 16]) / 31
-    assert data.statistics["pixel_entropy"] == pytest.approx(-np.sum(p * np.log(p)))
+    assert data.statistics["eval_pixel_entropy"] == pytest.approx(-np.sum(p * np.log(p)))
 
 
 def test_a_mask_keeps_whole_classes_when_it_is_made_smaller(folders):
