@@ -12,11 +12,9 @@ Sizes:     base is ViT-B with the recipe of its authors' simmim_pretrain__vit_ba
 
 import ml_collections
 
-from sslx.augment.policy import AugmentConfig
-from sslx.config import experiment, parse_argument
-from sslx.data.images import ImageConfig
+from sslx.config import parse_argument
 from sslx.errors import choose
-from sslx.models.vit import IMAGENET, SIZES, SMALL_PICTURES, VitConfig
+from sslx.pretext import recipes
 from sslx.pretext.simmim import SimMimConfig
 
 
@@ -25,45 +23,17 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     arguments = parse_argument(argument, "size", size="default", data="")
     size = choose(arguments["size"], ("default", "base"), "size of configs/vit_simmim.py")
     if size == "default":
-        return small_job(arguments["data"] or "glyphs")
-    return published(size, arguments["data"] or "tfds:imagenet2012")
-
-
-def small_job(source: str) -> ml_collections.ConfigDict:
-    """A few minutes on two CPU cores."""
-    config = experiment(
-        data=ImageConfig(source, image_size=32, channels=1),
-        model=VitConfig(**SMALL_PICTURES, positions="sincos", init="xavier", pool="mean", image_size=32, channels=1),
-        pretext=SimMimConfig(mask_size=8, augment=AugmentConfig(crop_area=(0.6, 1.0), flip=0.0)),
+        pretext = SimMimConfig(mask_size=8, augment=recipes.GLYPH)
+        return recipes.small_job(arguments["data"] or "glyphs", pretext, batch_size=128)
+    config = recipes.imagenet(
+        arguments["data"] or "tfds:imagenet2012",
+        SimMimConfig(),
+        batch_size=2048,
+        epochs=800,
+        learning_rate=1e-4 * 2048 / 512,
+        data={"crop_area": (0.67, 1.0)},
+        pool="mean",
+        drop_path=0.1,
     )
-    config.steps = 1000
-    config.batch_size = 128
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup_steps = 100
-    config.optimizer.schedule = "cosine"
-    config.eval.every_steps = 500
-    config.eval.examples = 16
-    config.checkpoint.every_steps = 500
-    return config
-
-
-def published(size: str, source: str) -> ml_collections.ConfigDict:
-    """The recipe for ImageNet."""
-    images, rows = 1_281_167, 2048
-    config = experiment(
-        data=ImageConfig(source, image_size=224, crop="host", crop_area=(0.67, 1.0)),
-        model=VitConfig(**SIZES[size], **IMAGENET, pool="mean", drop_path=0.1, dtype="bfloat16"),
-        pretext=SimMimConfig(),
-    )
-    config.batch_size = rows
-    config.steps = 800 * images // rows
-    config.optimizer.learning_rate = 1e-4 * rows / 512
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup_steps = 10 * images // rows
-    config.optimizer.schedule = "cosine"
     config.optimizer.clip_norm = 5.0
-    config.eval.every_steps = 5000
-    config.checkpoint.every_steps = 2000
-    config.log.every_steps = 50
     return config

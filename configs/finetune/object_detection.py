@@ -5,7 +5,8 @@ Argument:  [SIZE][,data=SOURCE], for example configs/finetune/object_detection.p
            (and --config.data.images=FOLDER, --config.data.image_size=448).
 Default:   small: characters of five scripts pasted on photographs, 64 x 64 grey pixels, four at most; one map at the
            patches' own grid, a head of two layers x 64. Characters and photographs of test are in none of train.
-Sizes:     small, full (maps at 2, 1 and 1/2 of the grid, a head of four layers x 256, up to 100 objects a picture).
+Sizes:     small, full (maps at 2, 1 and 1/2 of the grid, a head of four layers x 256).
+Own data:  up to 100 objects a picture, and pictures are mirrored.
 Note:      The model is the one of the run, at this config's image_size, which fixed positions allow (sincos, rope) and
            learned ones do not. Needs pycocotools (pip install "sslx[detection]").
 """
@@ -24,14 +25,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     arguments = parse_argument(argument, "size", size="small", data="pasted")
     sizes = ("small", "full")
     small = choose(arguments["size"], sizes, "size of configs/finetune/object_detection.py") == "small"
-    shape = dict(image_size=64, channels=1)
+    shape, own = dict(image_size=64, channels=1), {}
+    if arguments["data"] == "pasted":
+        own = dict(max_boxes=4, test_split="test")
     config = experiment(
-        data=BoxConfig(arguments["data"], max_boxes=4 if small else 100, test_split="test" if small else "", **shape),
+        data=BoxConfig(arguments["data"], **own, **shape),
         model=VitConfig(**SMALL_PICTURES, positions="sincos", init="xavier", pool="mean", **shape),
-        # A mirrored character is another one.
-        task=ObjectDetectionConfig(scales=(1.0,), head_layers=2, head_width=64, candidates=200, flip=0.0)
-        if small
-        else ObjectDetectionConfig(),
+        task=ObjectDetectionConfig(
+            flip=0.0 if own else 0.5,  # a mirrored character is another one
+            **(dict(scales=(1.0,), head_layers=2, head_width=64, candidates=200) if small else {}),
+        ),
     )
     config.steps = 800
     config.batch_size = 16
