@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sslx.models.layers import tied_logits
+from sslx.models.layers import padded_vocabulary, tied_logits
+
+LOGITS_AT_ONCE = 1 << 22  # of a row: 16 MiB
 
 
 def softmax_cross_entropy(
@@ -29,6 +31,11 @@ def softmax_cross_entropy(
         uniform = normaliser - jnp.mean(logits, axis=-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return loss
+
+
+def chunks_for(length: int, vocab_size: int) -> int:
+    """How many parts `tied_cross_entropy` takes a row in, so that no more than `LOGITS_AT_ONCE` of it exist."""
+    return min(length, -(-length * padded_vocabulary(vocab_size) // LOGITS_AT_ONCE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -22,13 +22,10 @@ from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.models.gpt import GptConfig
 from sslx.models.layers import padded_vocabulary, tied_logits
-from sslx.models.losses import tied_cross_entropy
+from sslx.models.losses import chunks_for, tied_cross_entropy
 from sslx.models.text import pooled
 from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
 from sslx.pretext.text import TextPretext
-
-# Logits of a row that exist at once, where the config does not say: 16 MiB.
-LOGITS_AT_ONCE = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +90,7 @@ class CausalLanguageModel(TextPretext):
         return Out({"clm": Term(total)}, {"accuracy": Mean(right, jnp.sum(weights))})
 
     def _chunks(self, length: int) -> int:
-        whole = length * padded_vocabulary(self.vocabulary.size)
-        return min(length, self.pretext.loss_chunks or -(-whole // LOGITS_AT_ONCE))
+        return min(length, self.pretext.loss_chunks or chunks_for(length, self.vocabulary.size))
 
     @classmethod
     def encoder(cls, params: Any, state: Any) -> Variables:

@@ -27,7 +27,7 @@ from sslx.errors import UserError
 from sslx.models.generation import Sampling, generate
 from sslx.models.igpt import IgptConfig, IgptEncoder, nearest_colours
 from sslx.models.layers import padded_vocabulary, tied_logits
-from sslx.models.losses import tied_cross_entropy
+from sslx.models.losses import chunks_for, tied_cross_entropy
 from sslx.models.pixels import unit
 from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
@@ -35,7 +35,6 @@ from sslx.pretext.image import ImagePretext, some_pictures
 
 PIXELS_FROM = 512  # pictures
 PIXELS = 100_000  # that k-means sees
-LOGITS_AT_ONCE = 1 << 22  # of a row, where the config does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Igpt(ImagePretext):
         x = self.model.encoder().apply(
             {"params": params["encoder"]}, row, deterministic=not train, rngs={"dropout": key}
         )
-        chunks = min(self.model.length, -(-self.model.length * padded_vocabulary(self._vocab_size) // LOGITS_AT_ONCE))
+        chunks = chunks_for(self.model.length, self._vocab_size)
         table = params["encoder"]["embeddings"]["word"]
         total, right = tied_cross_entropy(x, table, targets, weights, self._vocab_size, chunks)
         return Out({"igpt": Term(total)}, {"accuracy": Mean(right, jnp.sum(weights))})

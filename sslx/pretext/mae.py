@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sslx.augment.policy import AugmentConfig
@@ -26,10 +25,9 @@ from sslx.models.layers import Dense, bert_init
 from sslx.models.pixels import patchify, take_patches
 from sslx.models.transformer import Transformer
 from sslx.models.vit import VitConfig, VitEncoder, sincos_table
-from sslx.objective import Batch, Out, Term, Variables, row_keys
-from sslx.picture_sheet import sheet
-from sslx.pretext.image import STATISTICS_FROM, ImagePretext, some_pictures
-from sslx.pretext.patch_masks import check_ratio, hidden_count, masked_pictures, reconstructed, split_patches
+from sslx.objective import Batch, Out, Term, row_keys
+from sslx.pretext.image import STATISTICS_FROM, some_pictures
+from sslx.pretext.patch_masks import MaskedPixels, check_ratio, hidden_count, reconstructed, split_patches
 
 EPS = 1e-6
 
@@ -130,15 +128,12 @@ def patch_targets(images: Array, model: VitConfig, *, norm_pixels: bool) -> Floa
 
 
 @dataclasses.dataclass(frozen=True)
-class Mae(ImagePretext):
+class Mae(MaskedPixels):
     """The objective of ``config.pretext.name = "mae"``."""
 
     pretext_config = MaeConfig
 
-    unit = ""
-
     pretext: MaeConfig
-    model: VitConfig
 
     @classmethod
     def check(cls, pretext: MaeConfig, model: VitConfig, config: Mapping[str, Any]) -> None:
@@ -158,11 +153,6 @@ class Mae(ImagePretext):
     def module(self) -> MaskedAutoencoder:
         """The Linen module."""
         return MaskedAutoencoder(self.model, self.pretext)
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        params = self.module.init(key, viewed, deterministic=True)["params"]
-        return {"params": params | self.whole_encoder(key, viewed), "state": {}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         view_key, mask_key = jax.random.split(key)
@@ -202,11 +192,3 @@ class Mae(ImagePretext):
             mean, spread = patch_spread(take_patches(real, batch["hidden"]))
             predicted = predicted * spread + mean
         return reconstructed(batch, self.model.pixels(predicted), self.model.patch_size)
-
-    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"reconstructions": sheet(predictions, across=2)}
-
-    def preview_pictures(
-        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        return {"views": sheet(masked_pictures(batch, viewed, self.model.patch_size))}

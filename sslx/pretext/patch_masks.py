@@ -1,11 +1,13 @@
 """Which patches of a picture are hidden: exact counts, so that shapes are static and one program serves all masks.
 
-And what a person is shown of them.
+And `MaskedPixels`, what pretext tasks have in common that paint hidden patches.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sslx.errors import UserError
 from sslx.models.pixels import patchify, unpatchify
-from sslx.objective import Batch
+from sslx.models.vit import VitConfig
+from sslx.objective import Batch, Variables
+from sslx.picture_sheet import sheet
+from sslx.pretext.image import ImagePretext
 
 
 def hidden_count(patches: int, ratio: float) -> int:
@@ -64,3 +69,30 @@ def masked_pictures(
     patches = np.array(patchify(viewed["image"], patch_size))
     patches[np.arange(len(patches))[:, None], viewed["hidden"]] = 0.5
     return {"picture": batch["image"], "view": viewed["image"], "masked": np.asarray(unpatchify(patches, patch_size))}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPixels(ImagePretext):
+    """A pretext task that paints the patches in ``batch["hidden"]``."""
+
+    unit = ""
+
+    model: VitConfig
+
+    @property
+    def module(self) -> Any:
+        """The Linen module: from a viewed batch to what is painted in hidden patches."""
+        raise NotImplementedError
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
+        params = self.module.init(key, viewed, deterministic=True)["params"]
+        return {"params": params | self.whole_encoder(key, viewed), "state": {}}
+
+    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"reconstructions": sheet(predictions, across=2)}
+
+    def preview_pictures(
+        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        return {"views": sheet(masked_pictures(batch, viewed, self.model.patch_size))}

@@ -24,10 +24,9 @@ from sslx.errors import UserError
 from sslx.models.layers import Dense, bert_init
 from sslx.models.pixels import patchify, take_patches, unit
 from sslx.models.vit import VitConfig, VitEncoder
-from sslx.objective import Batch, Out, Term, Variables, row_keys
-from sslx.picture_sheet import sheet
-from sslx.pretext.image import STATISTICS_FROM, ImagePretext, some_pictures
-from sslx.pretext.patch_masks import masked_pictures, reconstructed, split_patches
+from sslx.objective import Batch, Out, Term, row_keys
+from sslx.pretext.image import STATISTICS_FROM, some_pictures
+from sslx.pretext.patch_masks import MaskedPixels, reconstructed, split_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +64,12 @@ def patches_of_squares(squares: Int[Array, "batch some"], grid: int, factor: int
 
 
 @dataclasses.dataclass(frozen=True)
-class SimMim(ImagePretext):
+class SimMim(MaskedPixels):
     """The objective of ``config.pretext.name = "simmim"``."""
 
     pretext_config = SimMimConfig
 
-    unit = ""
-
     pretext: SimMimConfig
-    model: VitConfig
 
     @classmethod
     def check(cls, pretext: SimMimConfig, model: VitConfig, config: Mapping[str, Any]) -> None:
@@ -108,11 +104,6 @@ class SimMim(ImagePretext):
         """Squares along a side, and patches along a square's."""
         return self.model.image_size // self.pretext.mask_size, self.pretext.mask_size // self.model.patch_size
 
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        params = self.module.init(key, viewed, deterministic=True)["params"]
-        return {"params": params | self.whole_encoder(key, viewed), "state": {}}
-
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         view_key, mask_key = jax.random.split(key)
         images = self.view(batch, view_key, self.pretext.augment, train=train)
@@ -142,11 +133,3 @@ class SimMim(ImagePretext):
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         predicted = self.module.apply({"params": params}, batch, deterministic=True)
         return reconstructed(batch, self.model.pixels(predicted), self.model.patch_size)
-
-    def pictures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"reconstructions": sheet(predictions, across=2)}
-
-    def preview_pictures(
-        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        return {"views": sheet(masked_pictures(batch, viewed, self.model.patch_size))}

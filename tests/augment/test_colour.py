@@ -9,30 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from pillow_pictures import LEVEL, back, noise, pil, unit
 from scipy import ndimage
 
 from sslx.augment import colour
 
-LEVEL = 1 / 255
 # Pillow rounds to levels at each stage, and takes a rounded mean and a rounded luma.
 ROUNDED = 1.6 * LEVEL
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def unit(image):
-    return jnp.asarray(image / np.float32(255))
-
-
-def pil(image):
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def back(picture):
-    array = np.asarray(picture) / 255
-    return array[..., None] if array.ndim == 2 else array
 
 
 IMAGES = {channels: noise(9, 11, channels) for channels in (1, 3)}

@@ -7,14 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_pictures import LEVEL, noise
 
 from sslx.augment.crop import random_box, random_flip, random_resized_crop, resized, whole
-
-LEVEL = 1 / 255
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def of_pillow(image, box, size):

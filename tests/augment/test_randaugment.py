@@ -7,34 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from pillow_pictures import LEVEL, back, noise, pil, unit
 from scipy import ndimage
 
 from sslx.augment import randaugment
 from sslx.augment.randaugment import GEOMETRIC, OPERATIONS, affine, transformed
 
-LEVEL = 1 / 255
 HEIGHT, WIDTH = 14, 20
 MIDDLE = np.array([(HEIGHT - 1) / 2, (WIDTH - 1) / 2])
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
 IMAGES = {channels: noise(HEIGHT, WIDTH, channels) for channels in (1, 3)}
-
-
-def unit(image):
-    return jnp.asarray(image / np.float32(255))
-
-
-def pil(image):
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def back(picture):
-    array = np.asarray(picture) / 255
-    return array[..., None] if array.ndim == 2 else array
 
 
 @pytest.fixture(scope="module")
