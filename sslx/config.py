@@ -80,13 +80,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95  # Muon's
     weight_decay: float = 0.01
-    no_decay: tuple[str, ...] = (
-        r"(^|/)bias$",
-        r"norm/scale$",
-        r"layer_scale$",
-        r"encoder/(class_token|registers|position)$",  # of a ViT, as its papers have it
-        r"(^|/)(mask_token|probe)$",
-    )
+    no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
     clip_norm: float | None = 1.0
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0  # rate of layer l is layer_decay ** (depth - l); embeddings are layer 0

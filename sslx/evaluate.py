@@ -74,7 +74,7 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
     """As `main`.
 
     Raises:
-      UserError: the run, the data or the probes cannot be; before anything is written.
+      UserError: the run, the data or the probes cannot be, before anything is written; or the supervised baseline.
     """
     probe = probe_of(run)
     if not config.data.test_split:

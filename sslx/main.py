@@ -66,6 +66,10 @@ def _finetune_flags(finetune: LocalPath, written: Mapping[str, Any], workdir: Pa
     for name in ("image_size", "channels"):
         if name in written["data"] and written["data"][name] != usually.data[name]:
             given.append(f"--config.data.{name}={written['data'][name]}")
+    if "drop_path" in usually.task and "drop_path" not in model:
+        given.append("--config.task.drop_path=0")
+    if usually.optimizer.layer_decay != 1 and "layers" not in model:  # no stack that rates could fall along
+        given.append("--config.optimizer.layer_decay=1")
     if has_checkpoint(usual) and read_config(usual).get("init") != run:
         given.append(f"--workdir={usual}_{workdir.name}")
     return given

@@ -24,7 +24,14 @@ from sslx.runtime import configure, describe_devices, display, is_first_process
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, progress, together
-from sslx.train.initialise import from_scratch, load_codebook, load_encoder, load_statistics, trained_class
+from sslx.train.initialise import (
+    from_scratch,
+    load_codebook,
+    load_encoder,
+    load_statistics,
+    open_start,
+    trained_class,
+)
 from sslx.train.loop import Trained, Trainer
 from sslx.train.metrics import require_wandb
 from sslx.train.optimizer import check_optimizer, make_schedule
@@ -78,9 +85,10 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         _check_best_metric(trainer)
         notes, start = [*trainer.program.notes, *_unread(part, data)], None
         if not from_scratch(config.init) and not resumes:
-            params, unused = load_encoder(trainer.program.abstract.params, Path(config.init))
+            given = open_start(Path(config.init))
+            params, unused = load_encoder(trainer.program.abstract.params, given)
             notes += unused
-            statistics = load_statistics(trainer.program.abstract.state, Path(config.init))
+            statistics = load_statistics(trainer.program.abstract.state, given)
             start = lambda: trainer.program.started_from(params, statistics)  # noqa: E731
         elif part == "task" and not resumes:
             colours = load_codebook(trainer.program.abstract.params, config.init)

@@ -24,7 +24,7 @@ from sslx.interop.model_card import without_folders
 from sslx.interop.stablehlo import INPUTS
 from sslx.models.bert import MODERN
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import inherited, load_encoder, objective_class
+from sslx.train.initialise import inherited, load_encoder, objective_class, open_start
 from sslx.train.run_folder import read_config
 from sslx.train.sharding import unbox
 
@@ -150,7 +150,7 @@ def test_training_goes_on_from_an_exported_folder(run, exported, tiny_config, tm
     settings = ORIGINAL | {"model.layers": 1, "init": str(exported)}  # the folder's architecture counts
     session = main.main(tiny_config("bert_mlm", settings), tmp_path / "run")
     assert session.written["model"] == read_config(run)["model"]
-    params, notes = load_encoder(session.trainer.program.abstract.params, exported)
+    params, notes = load_encoder(session.trainer.program.abstract.params, open_start(exported))
     assert notes == []
     # All that the run had, but for the rows that no token uses.
     theirs, words = read_variables(run)["params"], saved_tokenizer(run)[1]
@@ -166,7 +166,7 @@ def test_pretraining_goes_on_from_a_run_with_longer_rows(run, tiny_config):
     objective, _ = objective_class(written).prepare(written, str(tokenizer))
     batch = {name: np.zeros((1, 64), int) for name in ("tokens", "segment_ids", "positions", "row")}
     shapes = jax.eval_shape(lambda: unbox(objective.init(jax.random.key(0), batch)))["params"]
-    params, notes = load_encoder(shapes, run)
+    params, notes = load_encoder(shapes, open_start(run))
     assert notes == []
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
     jax.tree.map(np.testing.assert_array_equal, params, read_variables(run)["params"])

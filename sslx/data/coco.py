@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from sslx.data.cache import hash_of
-from sslx.data.files import content_of, matching_files
+from sslx.data.files import SPLIT_WORD, SPLIT_WORDS, content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection
 from sslx.errors import UserError, first_line, nearest
-
-SPLIT_WORDS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class CocoRecords:
@@ -95,8 +92,9 @@ def _parsed(path: str) -> dict[str, Any]:
 
 
 def _split(path: str) -> str:
-    found = [split for word, split in SPLIT_WORDS.items() if re.search(word, Path(path).stem.lower())]
-    return found[0] if len(found) == 1 else ""
+    name = Path(path).stem.lower().replace("test-dev", "test")  # COCO's own test pictures for development
+    found = {SPLIT_WORDS[word] for word in SPLIT_WORD.findall(name)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _categories(written: Mapping[str, dict[str, Any]]) -> dict[int, str]:

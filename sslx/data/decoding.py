@@ -28,14 +28,14 @@ def decoders() -> concurrent.futures.ThreadPoolExecutor:
 
 
 @contextlib.contextmanager
-def still_decodable(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def still_decodable(record: dict[str, Any]) -> Iterator[None]:
     """Around the decoding of a record that could be decoded at preparation.
 
     Raises:
       UserError: it no longer can.
     """
     try:
-        yield record
+        yield
     except BrokenPicture as error:
         raise UserError(f"{record['name']} has become undecodable: {error}") from error
 

@@ -17,7 +17,17 @@ from typing import Any
 from sslx.errors import UserError, nearest
 
 HASHED_BYTES = 1 << 30  # a corpus up to here is known by its bytes, a larger one by paths, sizes and times
-_SPLIT_OF_NAME = re.compile(r"(train|validation|valid|dev|test)(?![a-z])")
+# What files and folders of a split are called.
+SPLIT_WORDS = {
+    word: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing"),
+    }.items()
+    for word in words
+}
+SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?![a-z])")
 
 
 def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -61,13 +71,12 @@ def _below(folder: str) -> Iterator[str]:
 def splits_of_files(paths: list[str]) -> list[str]:
     """Returns the split of each file: ``train``, unless the names of all begin with that of a split.
 
-    ``train-v2.0.json`` and ``dev-v2.0.json`` are such names, and one has to begin with ``train``; ``valid`` and ``dev``
-    mean ``validation``.
+    ``train-v2.0.json`` and ``dev-v2.0.json`` are such names (`SPLIT_WORDS`), and one has to be of ``train``.
     """
-    matches = [_SPLIT_OF_NAME.match(Path(path).name.lower()) for path in paths]
+    matches = [SPLIT_WORD.match(Path(path).name.lower()) for path in paths]
     if not all(matches):
         return ["train"] * len(paths)
-    names = [{"dev": "validation", "valid": "validation"}.get(match[1], match[1]) for match in matches]
+    names = [SPLIT_WORDS[match[1]] for match in matches]
     return names if "train" in names else ["train"] * len(paths)
 
 

@@ -5,7 +5,7 @@ In: a source spec. Out: a `Collection` whose records are ``{"image": bytes or pi
 - ``glyphs`` and ``digits`` need no download: characters of matplotlib's fonts (`glyphs`), and scikit-learn's 1,797
   handwritten digits of 8 by 8 pixels (divided at random into 70, 10 and 20 %).
 - ``images:FOLDER``: files of any size. Folders in it named like splits (``train``, ``val``, ``testing``, ...: see
-  `SPLIT_OF_FOLDER`) are the splits, or else all is ``train``; folders below are the classes, in each split or not at
+  `SPLIT_WORDS`) are the splits, or else all is ``train``; folders below are the classes, in each split or not at
   all.
 - ``idx:FOLDER``: the format of MNIST, zipped or not: ``train-images-idx3-ubyte`` and so on.
 - ``tfds:NAME[/CONFIG]``: a prepared dataset with an image feature.
@@ -27,21 +27,12 @@ import numpy as np
 
 from sslx.data import glyphs as glyph_set
 from sslx.data.cache import hash_of
-from sslx.data.files import content_of, matching_files
+from sslx.data.files import SPLIT_WORDS, content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection, data_sources, described_splits, prepared_builder
 from sslx.errors import UserError, choose, nearest
 
 SPEC_FORMS = ("glyphs", "digits", "images:FOLDER", "idx:FOLDER", "tfds:NAME[/CONFIG]")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
-SPLIT_OF_FOLDER = {
-    name: split
-    for split, names in {
-        "train": ("train", "training"),
-        "validation": ("validation", "valid", "val", "dev"),
-        "test": ("test", "testing"),
-    }.items()
-    for name in names
-}
 GZIP = b"\x1f\x8b"
 MOST_AXES = 8  # of an array of MNIST's format; pictures have three
 
@@ -163,7 +154,7 @@ def _folder(spec: str, pattern: str) -> Collection:
     paths = matching_files(spec, pattern, SUFFIXES)
     root = os.path.abspath(os.path.expanduser(pattern))
     parts = [Path(os.path.relpath(path, root)).parts[:-1] if os.path.isdir(root) else () for path in paths]
-    named = [SPLIT_OF_FOLDER.get(part[0].lower(), "") if part else "" for part in parts]
+    named = [SPLIT_WORDS.get(part[0].lower(), "") if part else "" for part in parts]
     divided = all(named)
     # One such name among others is a class (a train, a test); two are splits that something has been left beside.
     if not divided and len(set(named) - {""}) > 1:

@@ -156,7 +156,8 @@ class DecodedRows(ImageRows):
         least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
 
         def one(place: int) -> np.ndarray:
-            with still_decodable(records[place]) as record:
+            record = records[place]
+            with still_decodable(record):
                 if draws is None:
                     return held_out_pixels(record["image"], config)
                 picture = open_picture(record["image"], config.channels, least=least)
@@ -193,6 +194,25 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
     if config.labels_per_class:
         settings += [config.labels_per_class, seed]
     return prepare_roles(config, collection, rows_of, "images", _RECIPE, settings)
+
+
+def prepare_labelled_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
+    """As `prepare_images`, of pictures that can be told apart by class.
+
+    Raises:
+      UserError: also, a role has no labels, or there is one class alone.
+    """
+    data = prepare_images(config, seed)
+    source = f"config.data.source {config.source!r}"
+    for role, rows in (("train", data.train), ("eval", data.eval), ("test", data.test)):
+        if rows is not None and rows.labels is None:
+            raise UserError(
+                f"{source} has no labels in {data.statistics[f'{role}_split']}; expected folders of classes, or a "
+                "class feature (config.data.label_field)"
+            )
+    if len(data.label_names) < 2:
+        raise UserError(f"{source} has one label, {data.label_names[0]!r}; expected at least 2")
+    return data
 
 
 def held_out_share(crop: str) -> float:

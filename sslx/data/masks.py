@@ -24,9 +24,9 @@ from PIL import Image
 from sslx.data.boxes import open_pasted
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.decoding import say_broken
-from sslx.data.files import content_of, matching_files
+from sslx.data.files import SPLIT_WORDS, content_of, matching_files
 from sslx.data.fitted import FittedConfig, FittedRows, fitted, fitted_mask, look
-from sslx.data.image_sources import SPLIT_OF_FOLDER, SUFFIXES
+from sslx.data.image_sources import SUFFIXES
 from sslx.data.pasted import SCRIPTS
 from sslx.data.pictures import BrokenPicture, loaded
 from sslx.data.prepared import PreparedPictures, prepare_roles
@@ -155,10 +155,10 @@ def _folders(spec: str, pictures: str, masks: str) -> Collection:
     mask_of = [mask_root / place.with_suffix(".png") for place in inner]
     if missing := [str(mask) for mask in mask_of if not mask.is_file()]:
         raise UserError(f"{len(missing):,} of {len(paths):,} pictures of {spec} have no mask, such as {missing[0]}")
-    divided = all(len(place.parts) > 1 and place.parts[0].lower() in SPLIT_OF_FOLDER for place in inner)
+    divided = all(len(place.parts) > 1 and place.parts[0].lower() in SPLIT_WORDS for place in inner)
     pairs: dict[str, list[tuple[str, str]]] = {}
     for path, place, mask in zip(paths, inner, mask_of, strict=True):
-        pairs.setdefault(SPLIT_OF_FOLDER[place.parts[0].lower()] if divided else "train", []).append((path, str(mask)))
+        pairs.setdefault(SPLIT_WORDS[place.parts[0].lower()] if divided else "train", []).append((path, str(mask)))
     splits = {name: MaskFiles(found) for name, found in pairs.items()}
     orders = {name: np.random.default_rng(SLICE_SEED).permutation(len(split)) for name, split in splits.items()}
     content = hash_of("masks", names, content_of(paths), content_of([str(mask) for mask in mask_of]))

@@ -45,7 +45,7 @@ class PublishedFolder:
     """A folder of published weights whose architecture and tokenizer are known; no tensor has been read."""
 
     def __init__(self, folder: Path):
-        self.tokenizer = folder
+        self.folder = self.tokenizer = folder
         self._folder, self._name = _local(str(folder)), str(folder)
         raw = json.loads((self._folder / "config.json").read_text(encoding="utf8"))
         self.architecture: Architecture = architecture(raw["model_type"], f"{folder}/config.json")
@@ -65,6 +65,10 @@ class PublishedFolder:
         offset = self._theirs["pad_token_id"] + 1 if self.architecture.position_offset else 0
         built = self._built
         return Sizes(self.vocab_size, offset, getattr(built, "patch_size", 0), getattr(built, "channels", 0))
+
+    def statistics(self) -> dict[str, Any]:
+        """Running averages of batch normalisation: no architecture of the table has it."""
+        return {}
 
     def check(self) -> None:
         """Looks at the names and shapes of the tensors.

@@ -39,7 +39,7 @@ PLANNED_CLASSES = 1000  # where only the data would know
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Objective):
-    """``objective`` with its features watched; everything that is not said here is left to it."""
+    """``objective`` with its features watched; what training and evaluation ask is left to it."""
 
     objective: Objective
     config: OnlineConfig
@@ -180,6 +180,11 @@ class Watched(Objective):
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch ..."] | None:
         return self.objective.logits(params, _without(state), batch)
 
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        rows = batch_shapes["image"][0]
+        taught = rows // math.gcd(self.config.one_in, rows)
+        return self.objective.flops(batch_shapes) + taught * self.model.features_flops()  # forward alone
+
     # What follows is the objective's own.
     scope = property(lambda self: self.objective.scope)
     scored = property(lambda self: self.objective.scored)
@@ -187,7 +192,6 @@ class Watched(Objective):
     unit = property(lambda self: self.objective.unit)
     head_reads = property(lambda self: self.objective.head_reads)
     model = property(lambda self: self.objective.model)
-    flops = property(lambda self: self.objective.flops)
     chance = property(lambda self: self.objective.chance)
     derive = property(lambda self: self.objective.derive)
     score = property(lambda self: self.objective.score)

@@ -10,9 +10,8 @@ import numpy as np
 from etils.epath import Path
 
 from sslx.data.batches import SomeRows
-from sslx.data.images import ImageConfig, PictureSet, prepare_images
+from sslx.data.images import ImageConfig, PictureSet, prepare_labelled_images
 from sslx.data.prepared import PreparedPictures
-from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
 from sslx.models.vit import VitConfig
 from sslx.probing.attention import attention_sheet
@@ -41,14 +40,7 @@ class ImageProbe:
     def open(self, config: ImageProbeConfig, folder: Path, run: LoadedRun) -> PreparedPictures:
         """Labelled rows of the size and channels that the run has learned from."""
         # By the evaluation's seed, as what is trained on the labels sees them.
-        data = prepare_images(ImageConfig(**self.data(config, run)), config.seed)
-        without = [role for role in ("train", "eval", "test") if getattr(data, role).labels is None]
-        if without:
-            raise UserError(
-                f"config.data.source {config.data.source!r} has no labels in its {without[0]} split; expected folders "
-                "of classes, or a class feature (config.data.label_field)"
-            )
-        return data
+        return prepare_labelled_images(ImageConfig(**self.data(config, run)), config.seed)
 
     def data(self, config: ImageProbeConfig, run: LoadedRun) -> dict[str, Any]:
         learned = {name: run.written["data"][name] for name in ("image_size", "channels")}

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sslx.augment.mixing import cutmix, mixup
 from sslx.augment.policy import NONE, AugmentConfig, augment
 from sslx.config import build
-from sslx.data.images import ImageConfig, abstract_image_row, prepare_images
+from sslx.data.images import ImageConfig, abstract_image_row, prepare_labelled_images
 from sslx.data.labels import saved_labels
 from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
@@ -111,12 +111,7 @@ class ImageClassification(Objective):
           UserError: anything in its parts that cannot be, or data without labels.
         """
         task, model, data_config = cls._built(config)
-        data = prepare_images(data_config, config["seed"])
-        if not data.label_names or data.train.labels is None or data.eval.labels is None:
-            raise UserError(
-                f"config.data.source {data_config.source!r} has no labels in {data_config.train_split} and "
-                f"{data_config.eval_split}; expected folders of classes, or a class feature (config.data.label_field)"
-            )
+        data = prepare_labelled_images(data_config, config["seed"])
         return cls(task, model, data.label_names, data_config.crop == "host"), data
 
     @classmethod

@@ -18,6 +18,7 @@ from flax import traverse_util
 from sslx.config import TO_BE_GIVEN, RunConfig, load_class
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
+from sslx.models import statistics
 from sslx.objective import Objective
 from sslx.storage import check
 from sslx.train.checkpoint import chosen_step, read_variables
@@ -58,13 +59,13 @@ class RunFolder:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.model = config["model"]
         self.tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else None  # runs on text have one
-        self._folder, self._config = folder, config
+        self.folder, self._config = folder, config
         self.of_task = part_of(config) == "task"
 
     @functools.cached_property
     def step(self) -> int:
         """Which checkpoint: the best of a downstream task's run, the newest of any other."""
-        return chosen_step(self._folder, self._config, None)
+        return chosen_step(self.folder, self._config, None)
 
     def unused(self) -> list[str]:
         """Tensors of no known meaning: none."""
@@ -80,11 +81,11 @@ class RunFolder:
 
     def statistics(self) -> dict[str, Any]:
         """Running averages of the encoder's batch normalisation; {} where it has none."""
-        return self._encoder.get(STATISTICS, {})
+        return self._encoder.get(statistics.NAME, {})
 
     @functools.cached_property
     def _variables(self) -> dict[str, Any]:
-        return read_variables(self._folder, self.step)
+        return read_variables(self.folder, self.step)
 
     @property
     def _encoder(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _of_size(model: Mapping[str, Any], written: Mapping[str, Any], start: str) -
     size = written["data"].get("image_size") if "image_size" in model else None
     if size is None or size == model["image_size"]:
         return model
-    if model.get("positions", "none") == "learned" or model["name"] == "igpt":
+    if model.get("positions") == "learned":
         raise UserError(
             f"config.data.image_size is {size}, and the model of {start!r} has learned positions for pictures of "
             f"{model['image_size']}; expected that size, or a model with config.model.positions=sincos or rope"
@@ -153,28 +154,28 @@ def from_scratch(init: str) -> bool:
 
 
 CODEBOOK = "codebook"  # of an encoder of pixels: colours that are made of the data before training begins
-STATISTICS = "batch_stats"  # running averages of batch normalisation, in an objective's state
 
 # Parts beside the encoder that a pretrained model has; what a downstream task adds belongs to its data.
 PRETRAINED = ("mlm_head", "pooler", "sentence_head", "discriminator_head", "generator", "regression_head")
 
 
-def load_encoder(abstract_params: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+def load_encoder(
+    abstract_params: Mapping[str, Any], start: RunFolder | PublishedFolder
+) -> tuple[dict[str, Any], list[str]]:
     """The encoder of a run or of published weights, with pretrained heads, as host arrays in the new run's shapes.
 
     Args:
       abstract_params: The new run's parameters as ``ShapeDtypeStruct``.
-      folder: What to start from; of a run, the checkpoint that `chosen_step` names is read.
+      start: Of a run, the checkpoint that `chosen_step` names is read.
 
     Returns:
       ``{"encoder": ...}`` to put over fresh parameters, with those of the `PRETRAINED` parts that the new run has
       too; and notes on parameters that find no use and on parts of these that start anew.
 
     Raises:
-      UserError: no run there, or parameters are missing, of another shape or not finite; names each.
+      UserError: parameters are missing, of another shape or not finite; names each.
     """
-    start = open_start(folder)
-    given = start.params()
+    folder, given = start.folder, start.params()
     found = traverse_util.flatten_dict(given["encoder"], sep="/")
     wanted = traverse_util.flatten_dict(dict(abstract_params["encoder"]), sep="/")
     problems = []
@@ -225,22 +226,21 @@ def load_codebook(abstract_params: Mapping[str, Any], init: str) -> dict[str, An
     return {"encoder": {CODEBOOK: open_start(Path(folder)).params()["encoder"][CODEBOOK]}}
 
 
-def load_statistics(abstract_state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def load_statistics(abstract_state: Mapping[str, Any], start: RunFolder | PublishedFolder) -> dict[str, Any]:
     """Running averages of a run's encoder, to put over those of a fresh state; {} where the model has none.
 
     Raises:
       UserError: the run's encoder has none, or of other shapes.
     """
-    wanted = abstract_state.get(STATISTICS, {}).get("encoder")
+    wanted = abstract_state.get(statistics.NAME, {}).get("encoder")
     if wanted is None:
         return {}
-    start = open_start(folder)
-    found = start.statistics() if isinstance(start, RunFolder) else {}
+    found = start.statistics()
     if jax.tree.map(np.shape, found) != jax.tree.map(lambda leaf: leaf.shape, dict(wanted)):
         raise UserError(
-            f"config.init {str(folder)!r} has no running averages of batch normalisation that fit the model"
+            f"config.init {str(start.folder)!r} has no running averages of batch normalisation that fit the model"
         )
-    return {STATISTICS: {"encoder": found}}
+    return {statistics.NAME: {"encoder": found}}
 
 
 def overlay(params: Any, given: Any) -> Any:

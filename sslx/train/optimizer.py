@@ -19,7 +19,13 @@ from sslx.config import OptimizerConfig
 from sslx.errors import UserError, nearest
 from sslx.train.sharding import is_box, parameter_name
 
-CODEBOOK = r"/codebook$"  # colours of pixels: nothing may change them, and weight decay would
+# Beside what the config says: colours of pixels, which nothing may change; and what the recipes of ViTs leave alone.
+UNDECAYED = (
+    r"/codebook$",
+    r"layer_scale$",
+    r"encoder/(class_token|registers|position)$",
+    r"(^|/)(mask_token|probe)$",
+)
 # Of text encoders, and of a ViT: what comes before the layers.
 _EMBEDDING = re.compile(r"embeddings/|encoder/(patches/|class_token|registers|position)")
 OPTIMIZERS = ("adamw", "lamb", "muon")
@@ -86,7 +92,7 @@ def make_optimizer(
     check_optimizer(config)
     stacked = _map_boxed(lambda _, leaf: (getattr(leaf, "names", None) or (None,))[0] == "layers", boxed_params)
     decayed = jax.tree.map(
-        lambda hit: not hit, _matches((*config.no_decay, CODEBOOK), boxed_params, "no_decay", required=False)
+        lambda hit: not hit, _matches((*config.no_decay, *UNDECAYED), boxed_params, "no_decay", required=False)
     )
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     moments = optax.scale_by_adam(config.beta1, config.beta2, config.eps)

@@ -118,8 +118,8 @@ def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     config = json.loads(json.dumps(config))
     path = Path(run) / "config.json"
     old = read_config(run) if path.is_file() and has_checkpoint(run) else None
-    if old:  # a group of values that is younger than the run
-        old = json.loads(json.dumps(dataclasses.asdict(RunConfig()))) | old
+    if old:
+        old = _completed(old, json.loads(json.dumps(dataclasses.asdict(RunConfig()))), config)
     if config["optimizer"]["schedule_steps"] is None:
         config["optimizer"]["schedule_steps"] = old["optimizer"]["schedule_steps"] if old else config["steps"]
     if old:
@@ -130,6 +130,20 @@ def resolve(run: Path, config: dict[str, Any]) -> dict[str, Any]:
                 f"{run} holds a run with another config ({listing}); give the same values or another --workdir"
             )
     return config
+
+
+def _completed(old: Any, defaults: Any, new: Any) -> Any:
+    """An older config with the fields that are younger than it.
+
+    They have the default of the run's own groups; those of other groups, of which only their class knows it, have what
+    stands now if that is nothing (0, False, ""), since what is added to a method is off unless it is asked for.
+    """
+    if not all(isinstance(of, Mapping) for of in (old, new)):
+        return old
+    defaults = defaults if isinstance(defaults, Mapping) else {}
+    added = {key: defaults.get(key) if key in defaults else value for key, value in new.items() if key not in old}
+    added = {key: value for key, value in added.items() if key in defaults or not value}
+    return added | {key: _completed(value, defaults.get(key), new.get(key)) for key, value in old.items()}
 
 
 def _may_differ(key: str, old: Any, new: Any) -> bool:

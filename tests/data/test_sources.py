@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tfds_folders import write_tfds
 
+from sslx.data.files import splits_of_files
 from sslx.data.sources import open_collection, open_source
 from sslx.errors import UserError
 
@@ -112,6 +113,12 @@ def test_csv_and_jsonl_labels_agree_over_slices_and_files(read, tmp_path):
     write_jsonl(tmp_path / "u.jsonl", [{"text": "x"}])
     assert read("jsonl:{}/u.jsonl").label_names is None
     assert read("jsonl:{}/u.jsonl")[0] == {"text": "x"}
+
+
+def test_every_word_for_a_split_is_known():
+    for word, split in {"val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}.items():
+        assert splits_of_files(["/a/training_0.jsonl", f"/a/{word}.jsonl"]) == ["train", split]
+    assert splits_of_files(["/a/train.jsonl", "/a/value.jsonl"]) == ["train", "train"]  # no such word
 
 
 @pytest.mark.parametrize("scheme", ["csv", "jsonl", "text"])

@@ -19,7 +19,7 @@ from sslx.inference.verb import InputError
 from sslx.models.generation import Sampling, generate, right_aligned
 from sslx.objective import row_keys
 from sslx.train.checkpoint import read_variables, saved_steps
-from sslx.train.initialise import load_encoder
+from sslx.train.initialise import load_encoder, open_start
 
 TEXTS = [
     "Return the sum of the values.",
@@ -258,7 +258,7 @@ def test_a_task_answers_with_its_best_checkpoint(tiny_config, tmp_path):
     np.testing.assert_array_equal(newest.run.variables["params"]["head"]["kernel"], expected)
     params = read_variables(tmp_path / "run", best)["params"]
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
-    taken, notes = load_encoder(shapes, tmp_path / "run")  # config.init of another run takes the same
+    taken, notes = load_encoder(shapes, open_start(tmp_path / "run"))  # config.init of another run takes the same
     jax.tree.map(np.testing.assert_array_equal, taken["encoder"], params["encoder"])
     assert notes == [f"config.init {tmp_path / 'run'}: a run of a task; its checkpoint of step {best} is taken"]
     assert sorted(tmp_path.rglob("*")) == before

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder
-from sslx.train.initialise import inherited, load_encoder
+from sslx.train.initialise import inherited, load_encoder, open_start
 
 WRITTEN = {"model": {"name": "bert", "dtype": "bfloat16", "remat": "full", "unroll": None, "layers": 9}}
 
@@ -61,7 +61,7 @@ def test_tensors_that_find_no_use_are_one_note(golden, published, bare):
     more = [f"{start}embeddings.position_ids", f"{start}encoder.layer.9.output.dense.bias", "adapter.down"]
     folder = Path(published("bert", weights=weights | dict.fromkeys(more, one)))
     encoder = PublishedFolder(folder).params()["encoder"]
-    _, notes = load_encoder({"encoder": encoder}, folder)
+    _, notes = load_encoder({"encoder": encoder}, open_start(folder))
     assert notes == [f"config.init {folder}: tensors that find no use: {', '.join(sorted(more[1:]))}"]
 
 
@@ -97,7 +97,7 @@ def test_values_that_are_not_finite_are_named(golden, published):
     folder = Path(published("bert", weights=weights))
     encoder = PublishedFolder(folder).params()["encoder"]
     with pytest.raises(UserError, match=r"values that are not finite: encoder/embeddings/norm/bias$"):
-        load_encoder({"encoder": encoder}, folder)
+        load_encoder({"encoder": encoder}, open_start(folder))
 
 
 def test_what_sslx_does_not_compute(published):
@@ -148,7 +148,7 @@ def test_heads_come_with_the_encoder_where_the_new_run_has_them(published):
 
     wanted = {part: like(given[part]) for part in ("encoder", "mlm_head", "pooler")} | {"head": {"bias": np.zeros(3)}}
     wanted["pooler"]["dense"]["bias"] = np.zeros(33, np.float32)
-    taken, notes = load_encoder(wanted, folder)
+    taken, notes = load_encoder(wanted, open_start(folder))
     assert set(taken) == {"encoder", "mlm_head"}
     assert notes == [f"config.init {folder}: pooler is of another shape there and starts anew"]
     np.testing.assert_equal(taken["mlm_head"], given["mlm_head"])

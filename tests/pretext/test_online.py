@@ -24,7 +24,7 @@ from sslx.pretext.rotation import Rotation, RotationConfig
 from sslx.probing.features import Encoder
 from sslx.session import check_run, train
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import load_encoder
+from sslx.train.initialise import load_encoder, open_start
 from sslx.train.metrics import read_metrics
 from sslx.train.run_folder import resolve
 from sslx.train.sharding import unbox
@@ -190,7 +190,7 @@ def test_a_run_starts_others_as_if_it_had_not_been_watched(whole, tmp_path):
     watched_run, plain = (read_variables(of, 12) for of in (folder, tmp_path / "run"))
     same(watched_run["params"], plain["params"])
     assert plain["state"] == {}
-    taken, notes = load_encoder(jax.tree.map(jnp.asarray, plain["params"]), folder)
+    taken, notes = load_encoder(jax.tree.map(jnp.asarray, plain["params"]), open_start(folder))
     same(taken["encoder"], plain["params"]["encoder"])
     assert notes == []
 
@@ -201,6 +201,14 @@ def test_a_run_older_than_the_option_goes_on_without_it(tmp_path):
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps({name: of for name, of in written.items() if name != "online"}))
     assert resolve(tmp_path, written)["online"] == written["online"]
+    younger = {"drop_path", "layer_scale"}  # fields of the model that are 0
+    old = {**written, "model": {name: of for name, of in written["model"].items() if name not in younger}}
+    del old["optimizer"]["layer_decay"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    written = tiny_images("vit_mae").to_dict()
+    assert resolve(tmp_path, written)["model"] == json.loads(json.dumps(written["model"]))
+    with pytest.raises(UserError, match=r"config.model.drop_path: None there, 0.1 now"):
+        resolve(tmp_path, {**written, "model": {**written["model"], "drop_path": 0.1}})
     with pytest.raises(UserError, match=r"config.online.probe: False there, True now"):
         resolve(tmp_path, {**written, "online": {**written["online"], "probe": True}})
 

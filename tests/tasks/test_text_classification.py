@@ -20,7 +20,7 @@ from sslx.session import run_config, train
 from sslx.tasks.text_classification import TextClassification, TextClassificationConfig
 from sslx.tasks.text_regression import TextRegression
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import from_scratch, load_encoder
+from sslx.train.initialise import from_scratch, load_encoder, open_start
 from sslx.train.loop import Trainer
 from sslx.train.sharding import unbox
 
@@ -156,7 +156,7 @@ def test_fine_tuning_starts_from_the_encoder_of_the_run(pretrained, tiny_config)
     written["model"] = json.loads((pretrained / "config.json").read_text())["model"]
     objective, data = TextClassification.prepare(written, str(pretrained / "tokenizer"))
     trainer = Trainer(run_config(written, "task"), objective, data)
-    params, notes = load_encoder(trainer.program.abstract.params, pretrained)
+    params, notes = load_encoder(trainer.program.abstract.params, open_start(pretrained))
     assert notes == []
     state = jax.device_get(trainer.program.started_from(params))
     jax.tree.map(
@@ -174,15 +174,15 @@ def test_parameters_that_do_not_fit_are_named(pretrained):
     wanted["embeddings"]["word"] = jax.ShapeDtypeStruct((640, 32), np.float32)
     wanted["embeddings"]["extra"] = jax.ShapeDtypeStruct((3,), np.float32)
     with pytest.raises(UserError) as error:
-        load_encoder({"encoder": wanted}, pretrained)
+        load_encoder({"encoder": wanted}, open_start(pretrained))
     assert "missing there: embeddings/extra" in str(error.value)
     assert "embeddings/word (512, 32) there, (640, 32) expected" in str(error.value)
     del wanted["embeddings"]["extra"]
     wanted["embeddings"].pop("word")
-    _, notes = load_encoder({"encoder": wanted}, pretrained)
+    _, notes = load_encoder({"encoder": wanted}, open_start(pretrained))
     assert notes == [f"config.init {pretrained}: unused parameters embeddings/word"]
     with pytest.raises(UserError, match=r"no run in|no checkpoint in"):
-        load_encoder({"encoder": wanted}, pretrained.parent / "nothing")
+        load_encoder({"encoder": wanted}, open_start(pretrained.parent / "nothing"))
 
 
 def test_pretraining_from_a_run_keeps_its_vocabulary(pretrained, tiny_config, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from sslx.main import main
 from sslx.session import run_config
 from sslx.train.checkpoint import read_variables
-from sslx.train.initialise import inherited, load_encoder, objective_class
+from sslx.train.initialise import inherited, load_encoder, objective_class, open_start
 from sslx.train.loop import Trainer
 from sslx.train.sharding import on_mesh
 
@@ -22,7 +22,7 @@ def started(tiny_config):
         written, tokenizer = inherited(tiny_config(name, changes | {"init": str(run)}).to_dict())
         objective, data = objective_class(written).prepare(written, str(tokenizer))
         trainer = Trainer(run_config(written, "pretext"), objective, data)
-        params, notes = load_encoder(trainer.program.abstract.params, run)
+        params, notes = load_encoder(trainer.program.abstract.params, open_start(run))
         return trainer, trainer.program.started_from(params), notes
 
     return make
