@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 import sslx
 from sslx import main
 from sslx.errors import UserError
+from sslx.main import FINETUNE, _finetune_flags
+from sslx.models.convnext import ConvnextConfig
+from sslx.models.resnet import ResnetConfig
+from sslx.models.vit import VitConfig
 from sslx.train.initialise import open_start
 from sslx.train.run_folder import read_config
 
@@ -37,6 +43,20 @@ def test_the_commands_at_the_end_of_pretraining_run_as_they_stand(entries, tiny_
     assert ended.code == 0, ended.stderr
     made = read_config(Path("runs/text_classification_my run"))
     assert (made["init"], made["data"]["seq_len"]) == ("runs/my run", 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        (ResnetConfig(), ["--config.task.drop_path=0", "--config.optimizer.layer_decay=1"]),
+        (ConvnextConfig(), ["--config.optimizer.layer_decay=1"]),
+        (VitConfig(), []),
+    ],
+)
+def test_what_a_model_of_pictures_has_not_is_switched_off(model, flags):
+    written = {"model": dataclasses.asdict(model), "data": {"image_size": 32, "channels": 1}}
+    found = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"))
+    assert found[2:] == flags
 
 
 def test_a_run_is_found_one_level_up_or_down(tmp_path, monkeypatch):

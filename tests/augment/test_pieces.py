@@ -40,7 +40,7 @@ def test_permutations_are_far_from_each_other():
     by_chance = [(one != other).sum() for one, other in itertools.combinations(random, 2)]
     assert min(distances) >= 6 > min(by_chance)
     assert np.mean(distances) > np.mean(by_chance)
-    np.testing.assert_array_equal(found[:20], distant_permutations(60)[:20])
+    np.testing.assert_array_equal(found[:20], distant_permutations(20))
 
 
 def test_a_thousand_permutations_are_all_different():

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from sslx.config import build, to_config_dict
 from sslx.data import images
 from sslx.data.batches import DrawnRows, EvalBatches, TrainBatches
-from sslx.data.images import ImageConfig, abstract_image_row, prepare_images
+from sslx.data.images import ImageConfig, abstract_image_row, prepare_images, prepare_labelled_images
 from sslx.errors import UserError
 
 
@@ -272,6 +272,15 @@ def test_so_many_rows_of_each_class_are_drawn_by_the_seed(photographs, prepare, 
     np.testing.assert_array_equal(everything(some.eval)["image"], everything(whole.eval)["image"])  # all of them
     with pytest.raises(UserError, match=r"labels_per_class is 9, and class 'dog' .* has 3 pictures; expected at most"):
         prepare(crop=crop, labels_per_class=9)
+
+
+def test_one_class_is_none(tmp_path):
+    for place in range(8):
+        (tmp_path / "in" / "cat").mkdir(parents=True, exist_ok=True)
+        photograph(place, 20, 20).save(tmp_path / "in" / "cat" / f"{place}.png")
+    config = ImageConfig(f"images:{tmp_path / 'in'}", image_size=8, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"has one label, 'cat'; expected at least 2"):
+        prepare_labelled_images(config)
 
 
 def test_a_folder_without_classes_has_no_labels(tmp_path, prepare):

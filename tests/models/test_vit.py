@@ -261,7 +261,8 @@ def test_published_sizes_have_the_published_number_of_parameters(size):
 def test_weight_decay_moves_kernels_alone():
     config = dataclasses.replace(TINY, positions="learned", registers=2, pool="attention", layer_scale=0.1)
     params = fresh(config, 1.0)["params"]
-    boxed = {"encoder": params, "mask_token": np.ones(16, np.float32)}
+    boxed = {"encoder": params, "mask_token": np.zeros(16, np.float32)}
+    boxed = jax.tree.map(lambda value: value + 1.0, boxed)  # nothing is 0, which no decay would move
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5, clip_norm=None), lambda step: 1.0, boxed)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, boxed), optimizer.init(boxed), boxed)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):

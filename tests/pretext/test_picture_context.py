@@ -83,7 +83,6 @@ def test_permutations_are_distinct_and_far_apart():
     # Random ones differ in 8 of 9 places on average, and the nearest two of 64 in 3 or 4.
     assert apart.min() >= 6
     assert apart.mean() > 8
-    np.testing.assert_array_equal(jigsaw.permutations(64), table)
     np.testing.assert_array_equal(jigsaw.permutations(20), table[:20])
 
 
