@@ -3,8 +3,9 @@
     python tests/benchmarks/image_pipeline.py
 
 Host: JPEGs of 500 x 375 pixels, quality 90, from files in the page cache: decoding, a random crop, 224 x 224 pixels, in
-batches of 64 rows of ``config.data.crop="host"``, with one thread and with two. Step: ViT-tiny/4 on 32 x 32 pixels, as
-`configs/vit_mae.py` has it, batch 64, whole steps beside the views alone, compiled by themselves, for some policies.
+batches of 64 rows of ``config.data.crop="host"``, with one thread and with two. Step: MAE on 32 x 32 pixels, as
+`configs/vit_mae.py` has it, batch 64, whole steps beside views compiled by themselves, for some policies; the share is
+of CPU time.
 Use an otherwise idle machine.
 """
 
