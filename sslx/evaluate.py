@@ -127,7 +127,7 @@ def evaluate(config: ProbeConfig, folder: Path, run: LoadedRun) -> dict[str, Any
 
 
 def _features(run: LoadedRun, config: ProbeConfig, rows: Mapping[str, Any], variables: Any) -> dict[str, Labelled]:
-    encoder = Encoder(run.objective, config.batch_size)
+    encoder = Encoder(run.objective.encode, config.batch_size)
     frozen, trained = (run.objective.encoder(of["params"], of["state"]) for of in (variables, run.variables))
     if CODEBOOK in trained["params"]:  # which no training has made, so that random encoders have it too
         frozen = {**frozen, "params": {**frozen["params"], CODEBOOK: trained["params"][CODEBOOK]}}
@@ -149,13 +149,8 @@ def _supervised(config: ProbeConfig, data: Mapping[str, Any], folder: Path, run:
 
 def _head(run: LoadedRun, rows: Any, batch_size: int) -> np.ndarray:
     """The classes that a classifier gives to rows."""
-    logits = jax.jit(lambda batch: run.objective.logits(run.variables["params"], run.variables["state"], batch))
-    guesses = []
-    for start in range(0, len(rows), batch_size):
-        ids = np.arange(start, min(start + batch_size, len(rows)))
-        batch = {name: of for name, of in rows.fetch(np.resize(ids, batch_size)).items() if name != "label"}
-        guesses.append(np.asarray(logits(batch)).argmax(-1)[: len(ids)])
-    return np.concatenate(guesses)
+    logits = lambda variables, batch: run.objective.logits(variables["params"], variables["state"], batch)  # noqa: E731
+    return Encoder(logits, batch_size)(run.variables, rows).features.argmax(-1)
 
 
 def _target(folder: Path, name: str, values: dict[str, Any]) -> Path:

@@ -276,11 +276,11 @@ def _writing(file: str) -> Iterator[IO[str]]:
 def _define_flags() -> None:
     flags.DEFINE_string("run", "", "Run folder")
     flags.DEFINE_string("verb", "", "What to do; default: what the run was trained for")
-    flags.DEFINE_string("input", "", "File of texts")
+    flags.DEFINE_string("input", "", "File of texts; or a folder, a file or a pattern of pictures")
     flags.DEFINE_string("output", "-", "File to write")
     flags.DEFINE_bool("overwrite", False, "The output may exist")
     flags.DEFINE_string("keep", "", "More fields that the input may have")
-    flags.DEFINE_integer("batch_size", 32, "Texts at once")
+    flags.DEFINE_integer("batch_size", 32, "Rows at once")
     flags.DEFINE_integer("step", None, "Checkpoint")
     for name, kind in _options().items():
         KINDS[kind](name, None, "An option of a verb")

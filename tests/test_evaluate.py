@@ -145,9 +145,9 @@ def test_features_are_those_of_each_row_alone(trained, config):
     )
     objective, rows = run.objective, data.test
     encoder = objective.encoder(run.variables["params"], run.variables["state"])
-    found = Encoder(objective, 32)(encoder, rows)
+    found = Encoder(objective.encode, 32)(encoder, rows)
     assert len(found.features) == len(rows)
-    one = Encoder(objective, 1)
+    one = Encoder(objective.encode, 1)
     for row in (0, len(rows) - 1):
         batch = {name: value for name, value in rows.fetch(np.array([row])).items() if name != "label"}
         np.testing.assert_allclose(found.features[row], jax.device_get(one._encode(encoder, batch))[0], atol=1e-5)

@@ -109,9 +109,3 @@ def colour_jitter(
     for place in range(4):
         images = jax.lax.switch(order[place], changes, images)
     return images
-
-
-def sometimes(keys: PRNGKeyArray, probability: float, changed: Images, images: Images) -> Images:
-    """The changed picture with a probability, drawn for each row, or the picture as it was."""
-    drawn = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
-    return jnp.where(drawn[:, None, None, None], changed, images)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sslx.augment.chance import chosen, mirrored
 from sslx.data.pictures import DRAWS, random_part
 
 Bounds = tuple[float, float]
@@ -66,5 +67,4 @@ def random_flip(
     images: Float[Array, "batch height width channels"], keys: PRNGKeyArray, probability: float
 ) -> Float[Array, "batch height width channels"]:
     """Mirrors left and right with a probability."""
-    drawn = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
-    return jnp.where(drawn[:, None, None, None], images[:, :, ::-1], images)
+    return mirrored(images, chosen(keys, probability))

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from sslx.augment.colour import colour_jitter, gaussian_blur, grey, solarise, sometimes
+from sslx.augment.chance import sometimes
+from sslx.augment.colour import colour_jitter, gaussian_blur, grey, solarise
 from sslx.augment.crop import random_flip, random_resized_crop, whole
 from sslx.augment.mixing import random_erasing
 from sslx.augment.randaugment import LEVELS, randaugment

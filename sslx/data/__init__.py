@@ -18,6 +18,14 @@
 - ``block_cache``: reads blocks ahead with threads, each once however many ask, and keeps those used last
 - ``block_order``: the shuffled order for far storage: blocks, then rows inside a window of blocks
 - ``text``: from a text config to prepared rows: all of the above
+- ``tables``: the readers of .jsonl, .parquet and .csv files that ``file_records`` takes
+- ``labels``: what records have as names of classes or as numbers, and which can be classes at all
+- ``image_sources``: opens folders, MNIST's files, TFDS and embedded sets as one list of encoded pictures
+- ``glyphs``: an embedded set: characters of matplotlib's fonts
+- ``pictures``: one picture: from a file's bytes to pixels of the size asked for, and random parts of it
+- ``decoding``: many pictures decoded together, and what becomes of those that cannot be
+- ``prepared``: the rows of each role of pictures, whatever a row is of
+- ``images``: from a config to prepared rows of pictures, perhaps with a class each
 - ``fitted``: pictures brought to a square whole, as detection and segmentation need them
 - ``pasted``: an embedded set for both: characters on photographs, with exact boxes and masks
 - ``coco``: opens COCO's JSON files as one list of records

@@ -77,7 +77,7 @@ class PastedRecords:
         for i in (self._first + i for i in ids):
             here = self._made.classes[i] >= 0
             boxes = self._made.boxes[i][here].astype(np.float64)
-            record = {"image": self._made.images[i], "mask": self._made.masks[i], "name": f"pasted picture {i}"}
+            record = {"image": self._made.images[i], "mask": self._made.masks[i], "name": f"pasted picture {i + 1}"}
             record |= {"boxes": boxes, "classes": self._made.classes[i][here], "crowd": np.zeros(here.sum(), bool)}
             rows.append(record | {"area": _areas(boxes)})
         return rows

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sslx.data.cache import hash_of
-from sslx.data.files import SPLIT_WORD, SPLIT_WORDS, content_of, matching_files
+from sslx.data.files import SPLIT_WORD, SPLIT_WORDS, bytes_of, content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection
 from sslx.errors import UserError, first_line, nearest
 
@@ -37,10 +37,7 @@ class CocoRecords:
         rows = []
         for i in ids:
             record = self._records[i]
-            try:
-                rows.append(record | {"image": Path(record["name"]).read_bytes()})
-            except OSError as error:
-                raise UserError(f"cannot read {record['name']}: {error.strerror or error}") from error
+            rows.append(record | {"image": bytes_of(record["name"])})
         return rows
 
 

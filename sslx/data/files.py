@@ -55,6 +55,18 @@ def matching_files(spec: str, pattern: str, suffixes: tuple[str, ...]) -> list[s
     raise UserError(f"no file matches {spec}; {here} exists, {nearest(missing, os.listdir(here)[:1000])}")
 
 
+def bytes_of(path: str) -> bytes:
+    """A whole file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _below(folder: str) -> Iterator[str]:
     """All that is below a folder, through links too, but for hidden names.
 

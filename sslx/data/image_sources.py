@@ -27,7 +27,7 @@ import numpy as np
 
 from sslx.data import glyphs as glyph_set
 from sslx.data.cache import hash_of
-from sslx.data.files import SPLIT_WORDS, content_of, matching_files
+from sslx.data.files import SPLIT_WORDS, bytes_of, content_of, matching_files
 from sslx.data.sources import SLICE_SEED, Collection, data_sources, described_splits, prepared_builder
 from sslx.errors import UserError, choose, nearest
 
@@ -48,7 +48,7 @@ class PixelRecords:
 
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         return [
-            {"image": self._images[i], "name": f"picture {i}"}
+            {"image": self._images[i], "name": f"picture {i + 1}"}
             | ({} if self._labels is None else {"label": int(self._labels[i])})
             for i in ids
         ]
@@ -66,10 +66,7 @@ class ImageFiles:
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows = []
         for i in ids:
-            try:
-                row: dict[str, Any] = {"image": Path(self._paths[i]).read_bytes(), "name": _printable(self._paths[i])}
-            except OSError as error:
-                raise UserError(f"cannot read {self._paths[i]}: {error.strerror or error}") from error
+            row: dict[str, Any] = {"image": bytes_of(self._paths[i]), "name": _printable(self._paths[i])}
             rows.append(row | ({"label": self._labels[i]} if self._labels is not None else {}))
         return rows
 
@@ -87,7 +84,7 @@ class TfdsImages:
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows = []
         for i, example in zip(ids, self._examples.__getitems__(ids), strict=True):
-            row = {"image": example[self._image_field], "name": f"{self._spec}, {self._split} record {i}"}
+            row = {"image": example[self._image_field], "name": f"{self._spec}, {self._split} record {i + 1}"}
             rows.append(row | ({"label": int(example[self._label_field])} if self._label_field else {}))
         return rows
 

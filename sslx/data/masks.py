@@ -24,7 +24,7 @@ from PIL import Image
 from sslx.data.boxes import open_pasted
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.decoding import say_broken
-from sslx.data.files import SPLIT_WORDS, content_of, matching_files
+from sslx.data.files import SPLIT_WORDS, bytes_of, content_of, matching_files
 from sslx.data.fitted import FittedConfig, FittedRows, fitted, fitted_mask, look
 from sslx.data.image_sources import SUFFIXES
 from sslx.data.pasted import SCRIPTS
@@ -74,11 +74,7 @@ class MaskFiles:
     def read(self, ids: list[int]) -> list[dict[str, Any]]:
         rows = []
         for picture, mask in (self._pairs[i] for i in ids):
-            try:
-                rows.append({"image": Path(picture).read_bytes(), "mask": Path(mask).read_bytes(), "name": picture})
-            except OSError as error:
-                raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
-            rows[-1]["mask_name"] = mask
+            rows.append({"image": bytes_of(picture), "mask": bytes_of(mask), "name": picture, "mask_name": mask})
         return rows
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sslx.augment.colour import LUMA
 from sslx.data import glyphs as glyph_set
 from sslx.data.cache import hash_of, prepare_once
 
@@ -35,7 +36,6 @@ CONTRAST = 90  # of 255, between the character's luma and the mean of what is un
 LEAST_CUT = 48  # pixels of the photograph that a picture shows at least, along a side
 # Each split's columns of the photographs, as shares of their width.
 COLUMNS = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "test": (0.85, 1.0)}
-LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def _picture(
             continue
         shape = ink >= INK
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
-        colour = _colour(draw, image[under].reshape(-1, 3).mean(0) @ LUMA)
+        colour = _colour(draw, image[under].reshape(-1, 3).mean(0) @ np.array(LUMA))
         share = (ink / 255.0)[..., None]
         image[under] = share * colour + (1 - share) * image[under]
         mask[under][shape] = kind + 1
@@ -160,5 +160,5 @@ def _colour(draw: np.random.Generator, under: float) -> np.ndarray:
     """A random colour whose luma is far from that of what is under it."""
     while True:
         colour = draw.uniform(0, 255, 3)
-        if abs(colour @ LUMA - under) >= CONTRAST:
+        if abs(colour @ np.array(LUMA) - under) >= CONTRAST:
             return colour

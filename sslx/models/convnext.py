@@ -11,12 +11,11 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sslx.errors import UserError, choose
-from sslx.models.layers import Dense, Norm, bert_init, gelu
+from sslx.models.layers import Dense, Norm, bert_init, gelu, skip_branch
 from sslx.models.pixels import check_pixels, normalised
 
 # Blocks and channels of each stage; atto to nano are timm's.
@@ -123,8 +122,7 @@ class Block(nn.Module):
             start = nn.with_logical_partitioning(nn.initializers.constant(config.layer_scale), ("norm",))
             y = y * self.param("layer_scale", start, (width,)).astype(dtype)
         if self.skipped and not deterministic:
-            kept = jax.random.uniform(self.make_rng("dropout"), (y.shape[0], 1, 1, 1)) >= self.skipped
-            y = jnp.where(kept, y / (1.0 - self.skipped), 0.0).astype(y.dtype)
+            y = skip_branch(y, self.skipped, self.make_rng("dropout"))
         return x + y
 
 

@@ -199,3 +199,9 @@ def activation(name: str) -> Callable[[Array], Array]:
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,
     }[name]
+
+
+def skip_branch(y: Float[Array, "batch ..."], share: Float[Array, ""] | float, key: PRNGKeyArray) -> Array:
+    """Stochastic depth (arXiv 1603.09382): 0 in a share of the rows, and in the others as much larger."""
+    kept = jax.random.uniform(key, (y.shape[0],) + (1,) * (y.ndim - 1)) >= share
+    return jnp.where(kept, y / (1.0 - share), 0.0).astype(y.dtype)

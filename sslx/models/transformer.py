@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from sslx.models.attention import attend, attention_probabilities
-from sslx.models.layers import Dense, Dropout, Norm, activation
+from sslx.models.layers import Dense, Dropout, Norm, activation, skip_branch
 from sslx.models.transformer_config import REMAT, TransformerConfig
 
 
@@ -176,8 +176,7 @@ class Block(nn.Module):
             y = drop(y, deterministic=deterministic)
             if not config.drop_path or deterministic:
                 return y
-            kept = jax.random.uniform(self.make_rng("dropout"), (y.shape[0], 1, 1)) >= skipped
-            return jnp.where(kept, y / (1.0 - skipped), 0.0).astype(y.dtype)
+            return skip_branch(y, skipped, self.make_rng("dropout"))
 
         def norm(name: str) -> Norm:
             return Norm(config.norm, config.norm_eps, config.bias, config.compute_dtype, name=name)

@@ -1,8 +1,8 @@
 """Probes of frozen features. They take features and labels, whatever these are of.
 
 linear (multinomial logistic regression, a grid chosen on validation), knn (weighted nearest neighbours) and few_shot
-measure; text and images know rows and baselines of their modality; picture projects to two dimensions. `PROBES` is the
-index, by ``Objective.modality``.
+measure, on the features of features; text and images know rows and baselines of their modality (`probe.Probe`); picture
+projects to two dimensions, attention shows where a ViT looks. `PROBES` is the index, by ``Objective.modality``.
 """
 
 PROBES = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
-
-from sslx.objective import Objective
+from jaxtyping import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,14 +20,14 @@ class Labelled:
 
 
 class Encoder:
-    """Encodes rows with an objective's frozen encoder, in batches of one shape."""
+    """Encodes rows, in batches of one shape, by a function of variables and a batch: such as ``Objective.encode``."""
 
-    def __init__(self, objective: Objective, batch_size: int):
-        self._encode = jax.jit(objective.encode)
+    def __init__(self, encode: Callable[[Any, dict[str, Any]], Array], batch_size: int):
+        self._encode = jax.jit(encode)
         self._batch_size = batch_size
 
     def __call__(self, variables: Any, rows: Any) -> Labelled:
-        """Features of all rows; ``variables`` as ``Objective.encoder`` gives them."""
+        """Features of all rows; ``variables`` as the function takes them."""
         features, labels = [], []
         for start in range(0, len(rows), self._batch_size):
             ids = np.arange(start, min(start + self._batch_size, len(rows)))

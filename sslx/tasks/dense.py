@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from sslx.config import build
 from sslx.data.fitted import FittedConfig
@@ -20,7 +20,7 @@ from sslx.errors import UserError
 from sslx.models.image import build_image_model
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import Batch, Objective, Variables, row_keys
+from sslx.objective import Batch, Objective, Variables
 
 THUMB = 128  # pixels along a side that are kept of a picture to be looked at
 DRAWN = 12  # pictures of the report
@@ -109,16 +109,6 @@ class DenseTask(Objective):
 
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
-
-
-def mirrored_rows(keys: PRNGKeyArray, rows: Array, probability: float) -> Bool[Array, " batch"]:
-    """Which rows of a step are mirrored, drawn for each row."""
-    return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys(keys, rows))
-
-
-def mirrored(images: Array, which: Bool[Array, " batch"]) -> Array:
-    """Left is right in some rows, ``[batch, height, width, ...]``."""
-    return jnp.where(which.reshape(-1, *(1,) * (images.ndim - 1)), images[:, :, ::-1], images)
 
 
 def thumbnails(images: Float[Array, "batch height width channels"]) -> UInt8[Array, "batch high wide channels"]:

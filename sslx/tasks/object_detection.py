@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from sslx.augment.chance import chosen, mirrored, where_rows
 from sslx.data.boxes import CROWD, OBJECT, BoxConfig, abstract_box_row, prepare_boxes
 from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
@@ -25,10 +26,10 @@ from sslx.models import fcos
 from sslx.models.boxes import giou, suppressed
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import Batch, Mean, Out, Report, Term
+from sslx.objective import Batch, Mean, Out, Report, Term, row_keys
 from sslx.picture_sheet import sheet
 from sslx.tasks.coco_scores import STATS, coco_scores, require_pycocotools
-from sslx.tasks.dense import DRAWN, DenseTask, check_shares, mirrored, mirrored_rows, some, thumbnails
+from sslx.tasks.dense import DRAWN, DenseTask, check_shares, some, thumbnails
 from sslx.tasks.drawn_boxes import drawn_boxes, sheet_figure
 
 TRACKED = ("map", "map50", "map75", "recall_100")  # of COCO's table, at every evaluation
@@ -118,11 +119,11 @@ class ObjectDetection(DenseTask):
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         images, boxes = unit(batch["image"]), batch["boxes"]
         if train and self.task.flip:
-            which = mirrored_rows(key, batch["row"], self.task.flip)
+            which = chosen(row_keys(key, batch["row"]), self.task.flip)
             images = mirrored(images, which)
             left, top, right, bottom = (boxes[..., side] for side in range(4))
             turned = jnp.stack([images.shape[2] - right, top, images.shape[2] - left, bottom], axis=-1)
-            boxes = jnp.where(which[:, None, None], turned, boxes)
+            boxes = where_rows(which, turned, boxes)
         targets = fcos.assigned(
             fcos.locations(self.model, self.task.scales),
             boxes,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sslx.augment.chance import chosen, mirrored
 from sslx.data.masks import IGNORED, MaskConfig, abstract_mask_row, prepare_masks
 from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
@@ -25,9 +26,9 @@ from sslx.models.layers import Dense, Dropout
 from sslx.models.losses import softmax_cross_entropy
 from sslx.models.pixels import unit
 from sslx.models.vit import VitConfig
-from sslx.objective import Batch, Mean, Out, Report, Term
+from sslx.objective import Batch, Mean, Out, Report, Term, row_keys
 from sslx.picture_sheet import sheet
-from sslx.tasks.dense import DRAWN, DenseTask, check_shares, mirrored, mirrored_rows, some, thumbnails
+from sslx.tasks.dense import DRAWN, DenseTask, check_shares, some, thumbnails
 from sslx.tasks.drawn_boxes import colour_of, sheet_figure
 
 
@@ -91,7 +92,7 @@ class Segmentation(DenseTask):
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         images, masks = unit(batch["image"]), batch["mask"]
         if train and self.task.flip:
-            which = mirrored_rows(key, batch["row"], self.task.flip)
+            which = chosen(row_keys(key, batch["row"]), self.task.flip)
             images, masks = mirrored(images, which), mirrored(masks, which)
         weights = {"segmentation": (masks != IGNORED).astype(jnp.float32)}
         return batch | {"image": images, "mask": masks, "weights": weights}

@@ -13,6 +13,7 @@ from pillow_pictures import LEVEL, back, noise, pil, unit
 from scipy import ndimage
 
 from sslx.augment import colour
+from sslx.augment.chance import sometimes
 
 # Pillow rounds to levels at each stage, and takes a rounded mean and a rounded luma.
 ROUNDED = 1.6 * LEVEL
@@ -98,6 +99,6 @@ def test_jitter_of_one_kind_has_the_range_asked_for():
 def test_sometimes_takes_the_changed_picture_with_the_probability():
     keys = jax.random.split(jax.random.key(2), 1000)
     images = jnp.zeros((1000, 1, 1, 1))
-    found = colour.sometimes(keys, 0.2, images + 1, images)
+    found = sometimes(keys, 0.2, images + 1, images)
     assert set(np.unique(found)) == {0, 1}
     assert float(found.mean()) == pytest.approx(0.2, abs=0.04)

@@ -330,7 +330,7 @@ def test_tfds_keeps_pictures_of_any_size_as_they_were_encoded(opened, tfds_dir):
     row = source[3]
     assert bytes(row["image"])[:4] == b"\x89PNG"
     assert read_shape(row["image"]) == (17, 5)
-    assert row["name"] == "tfds:small_pictures, train record 13"
+    assert row["name"] == "tfds:small_pictures, train record 14"
     other = opened("tfds:small_pictures", label_field="coarse", tfds_dir=tfds_dir)
     assert other.label_names == ("animal", "plant")
     assert other.slice("train").fingerprint != collection.slice("train").fingerprint
