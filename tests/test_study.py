@@ -81,7 +81,7 @@ def test_a_finished_row_is_not_run_again_and_an_interrupted_one_resumes(killed, 
 def test_a_row_that_fails_loses_no_other_and_is_told_with_how_to_go_on(gone_on, folder):
     code, said, error = gone_on
     assert code == 2
-    assert "row 2 w16_2k: failed: cannot" in said
+    assert "row 2 w16_2k: failed: --workdir=study/w16_2k is a file, expected a folder" in said
     assert error.startswith("error: 1 of 4 rows failed: w16_2k; the others are reported")
     assert "the same command tries them again" in error
     assert error.count("\n") == 1
