@@ -55,6 +55,7 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None], *, needs_
     def start() -> None:
         given = workdir.value if workdir is not None else ""
         folder = given or f"runs/{_config_file(sys.argv).stem}"
+        fit_warmup(config.value)
         main(config.value, epath.Path(folder))
 
     def parse(arguments: list[str]) -> list[str]:
@@ -180,6 +181,24 @@ def _given_config(arguments: list[str]) -> tuple[Path, ml_collections.ConfigDict
         looked = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"no config file {path!r}{looked}" + (f"; {nearest(path, valid)}" if valid else ""))
     return file, load_config(file, argument)
+
+
+def given_keys() -> list[str]:
+    """The config's keys of which the command line gives values, such as ``model.layers``."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:] if argument.startswith("-")]
+    names = [name.removeprefix("no") for name in names]  # --noconfig.key is absl's way to say false
+    return [name.removeprefix("config.") for name in names if name.startswith("config.")]
+
+
+def fit_warmup(config: ml_collections.ConfigDict) -> None:
+    """Shortens the config file's warm-up for a first trial of few steps."""
+    given, optimizer = given_keys(), config.get("optimizer")
+    if "steps" not in given or "optimizer.warmup_steps" in given or optimizer is None:
+        return
+    steps, warmup = optimizer.get("schedule_steps") or config.steps, optimizer.get("warmup_steps")
+    if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup:
+        optimizer.warmup_steps = steps // 10
+        print(f"note: the warm-up of {warmup} steps is shortened to {steps // 10}, a tenth of config.steps", flush=True)
 
 
 def _check_overrides(arguments: list[str]) -> None:

@@ -62,7 +62,33 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             )
     configure()
     run = load_run(Path(flags.FLAGS.run), flags.FLAGS.step)
-    return evaluate(build(probe_of(run).config_class, config.to_dict()), Path(flags.FLAGS.run), run)
+    return evaluate(_built(config.to_dict(), run), Path(flags.FLAGS.run), run)
+
+
+def _built(written: Mapping[str, Any], run: LoadedRun) -> ProbeConfig:
+    """The config, of the run's modality.
+
+    Raises:
+      UserError: it is wrong, or one for runs of another modality.
+    """
+    try:
+        return build(probe_of(run).config_class, written)
+    except UserError:
+        own = run.objective.modality
+        if others := [other for other in PUBLISHED if other != own and _fits(written, other)]:
+            raise UserError(
+                f"--config is one for runs on {others[0]}, and {flags.FLAGS.run} is one on {own}; expected "
+                f"configs/evaluate/{PUBLISHED[own]} or one like it"
+            ) from None
+        raise
+
+
+def _fits(written: Mapping[str, Any], modality: str) -> bool:
+    try:
+        build(load_class(modality, PROBES, "modality").config_class, written)
+    except UserError:
+        return False
+    return True
 
 
 def probe_of(run: LoadedRun) -> Probe:

@@ -22,18 +22,20 @@ from sslx.train.hosts import joined
 from sslx.train.initialise import from_scratch, inherited
 from sslx.train.sharding import on_mesh
 
+FEW = 100  # rows, below which one of them is more than a point
+
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     """Fine-tunes into ``workdir``, selects on the validation rows and reports on the test rows."""
     written = config.to_dict()
     init = written.get("init", "")
-    if not init:
+    if not init and "task" in written:  # of other configs, `train` says what is wrong
         raise UserError("config.init is empty; expected a run folder (runs/bert_mlm), or 'scratch' for a baseline")
     if init.startswith("scratch") and not from_scratch(init) and not Path(init).is_dir():
         raise UserError(f"config.init is {init!r}; expected a run folder, 'scratch' or 'scratch:RUN'")
     title = f"sslx: {written.get('task', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
-        written, tokenizer = inherited(written)
+        written, tokenizer = inherited(written, entry.given_keys())
         session = train(written, workdir, part="task", tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _report(session, workdir)
@@ -48,7 +50,9 @@ def _report(session: Session, workdir: Path) -> None:
     state = restored[0] if restored else session.trained.state
     rows, split = (session.data.test, "test") if session.data.test is not None else (session.data.eval, "eval")
     if split == "eval":
-        say("note: no config.data.test_split, so the report is on the rows that were held out (eval)")
+        say("note: no config.data.test_split, so the report is on the held-out rows (eval), which chose the checkpoint")
+    if len(rows) < FEW:
+        say(f"note: {len(rows)} rows are few to judge by: each is {100 / len(rows):.0f} points of what is right")
     with on_mesh(trainer.program.mesh):
         metrics, predictions = session.trained.evaluator(state.params, state.state, rows)
     report = session.objective.report(predictions)

@@ -30,7 +30,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> Session:
     written = config.to_dict()
     title = f"sslx: {written.get('pretext', {}).get('name', '')} on {written.get('data', {}).get('source', '')}"
     with joined(hosts_config(written)):
-        written, tokenizer = inherited(written)
+        written, tokenizer = inherited(written, entry.given_keys())
         session = train(written, workdir, part="pretext", tokenizer=tokenizer, title=title)
         if not session.trained.signal:
             _conclude(session, workdir)

@@ -59,7 +59,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[Plan]:
         raise UserError(f"cannot write {target}: it is a folder; expected a file, such as {target / 'plan.json'}")
     where = topology.tpu(given.topology, given.slices) if given.topology else _simulated(given.devices)
     end_on_signals()  # once the compiler is loaded, which takes the signals to itself
-    written, _ = inherited(config.to_dict())
+    written, _ = inherited(config.to_dict(), entry.given_keys())
     console = plain(highlight=False)
     if given.search:
         plans = search.search(

@@ -56,7 +56,7 @@ def prepare(written: dict[str, Any], out: str = "", *, workers: Workers, rows: s
     run_config(written, part_of(written))
     if out:  # absolute: workers may start elsewhere
         written = written | {"data": written["data"] | {"cache_dir": str(cache_folder(out).absolute())}}
-    written, folder = inherited(written)
+    written, folder = inherited(written, entry.given_keys())
     tokenizer = str(local_copy(folder)) if folder else None
     config = build(TextConfig, written["data"], "config.data")
     if config.source.startswith(ROWS):

@@ -31,7 +31,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> list[dict[str, str
     configure()
     written = config.to_dict()
     run = run_config(written, part_of(written))
-    written, tokenizer = inherited(written | dataclasses.asdict(run))
+    written, tokenizer = inherited(written | dataclasses.asdict(run), entry.given_keys())
     objective, data = objective_class(written).prepare(written, str(local_copy(tokenizer)) if tokenizer else None)
     order = data.train.order(run.seed)
     # One more than is shown: a row may be mixed with the next one, and the last of the batch with the first.

@@ -98,6 +98,8 @@ def test_the_entry_writes_a_table_and_a_picture(trained, config, entries, tmp_pa
         (f"--run={run}", f"--config={REPOSITORY}/configs/bert_mlm.py"): "--config is one to pretrain with (it has "
         "config.pretext); expected configs/evaluate/text_probe.py or one like it\n",
         (f"--run={run}", f"--config={REPOSITORY}/configs/finetune/text_classification.py"): "one to fine-tune with",
+        (f"--run={run}", f"--config={REPOSITORY}/configs/evaluate/image_probe.py"): f"--config is one for runs on "
+        f"images, and {run} is one on text; expected configs/evaluate/text_probe.py or one like it",
     }.items():
         ended = entries.run("evaluate", *arguments, folder=tmp_path)
         assert (ended.code, ended.stderr.count("\n")) == (2, 1), ended.stderr

@@ -108,6 +108,6 @@ def test_sizes_that_differ_are_one_line_with_both_flags():
     with pytest.raises(UserError) as error:
         Mae.abstract(config.to_dict())
     assert str(error.value) == (
-        "config.data.image_size is 28 and config.model.image_size is 32; expected the same, such as "
-        "--config.data.image_size=28 --config.model.image_size=28"
+        "config.data.image_size is 28 and config.model.image_size is 32; expected the same: "
+        "--config.data.image_size=32, or for a new model --config.model.image_size=28"
     )

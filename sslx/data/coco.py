@@ -123,6 +123,10 @@ def _records(
         box = annotation.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
             raise UserError(f"{where} has bbox {box!r}; expected [left, top, width, height]")
+        if min(box[2:]) < 0:
+            raise UserError(
+                f"{where} has bbox {box!r}, of negative size; expected [left, top, width, height], not corners"
+            )
         left, top, wide, high = map(float, box)
         area = annotation.get("area", wide * high)
         area = float(area) if _finite(area) else wide * high

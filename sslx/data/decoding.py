@@ -83,7 +83,7 @@ def check_broken(broken: list[str], source: Source, broken_share: float) -> None
     """
     if len(broken) > broken_share * len(source):
         raise UserError(
-            f"{len(broken):,} of {len(source):,} pictures in {source.split} of {source.spec} cannot be decoded, more "
+            f"{len(broken):,} of {len(source):,} pictures in {source.split} of {source.spec} cannot be used, more "
             f"than config.data.broken_share={broken_share:g}: {_listed(broken)}"
         )
 

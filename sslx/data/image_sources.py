@@ -108,6 +108,10 @@ def open_images(
     scheme, _, rest = spec.partition(":")
     if spec == "glyphs":
         return _glyphs(label_field, cache_dir)
+    if label_field != "label" and scheme in ("digits", "images", "idx"):
+        raise UserError(
+            f"config.data.label_field is {label_field!r}, and {spec} has labels of one kind; expected label"
+        )
     if spec == "digits":
         return _digits()
     if scheme == "images" and rest:

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Int64, UInt8
+from PIL import Image
 
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.decoding import decoders, looked_at, say_broken, still_decodable
@@ -221,7 +222,7 @@ def held_out_share(crop: str) -> float:
 
 
 def held_out_pixels(
-    picture: bytes | np.ndarray, config: ImageConfig
+    picture: bytes | np.ndarray | Image.Image, config: ImageConfig
 ) -> UInt8[np.ndarray, "image_size image_size channels"]:
     """A picture, as `open_picture` takes it, as a held-out row.
 

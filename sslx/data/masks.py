@@ -2,9 +2,9 @@
 
 In: a `MaskConfig`, whose source is ``pasted`` (embedded; see `pasted`) or ``masks:FOLDER``, a folder of pictures, with
 ``masks``, the folder of their masks: PNG files in the same places and of the same names, each pixel the number of a
-class (palette or grey of 8 bits; 255: not asked for), and ``classes.txt`` beside them, a name a line, the first of
-class 0. Folders in it that are named like splits are the splits. Out: `PreparedPictures`, whose rows are whole pictures
-and masks brought to one size (see `fitted`).
+class (palette or grey of 8 bits; 255: not asked for), and ``classes.txt`` in the masks' folder, a name a line, the
+first of class 0. Folders in it that are named like splits are the splits. Out: `PreparedPictures`, whose rows are whole
+pictures and masks brought to one size (see `fitted`).
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ def _folders(spec: str, pictures: str, masks: str) -> Collection:
     names = tuple(name.strip() for name in names_file.read_text(encoding="utf8").splitlines() if name.strip())
     if not 2 <= len(names) <= IGNORED:
         raise UserError(f"{names_file} has {len(names)} names; expected 2 to {IGNORED}")
+    if doubled := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise UserError(f"{names_file} has the name {doubled[0]!r} twice; expected one for each class")
     paths = matching_files(spec, pictures, SUFFIXES)
     if not root.is_dir():
         raise UserError(f"{spec} is no folder; expected one, with its masks in the same places of config.data.masks")

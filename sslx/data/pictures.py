@@ -30,11 +30,11 @@ class BrokenPicture(ValueError):
     """Bytes that are no picture, a cut off or damaged one, or one that cannot be brought to eight bits."""
 
 
-def open_picture(data: bytes | np.ndarray, channels: int, *, least: int = 0) -> Image.Image:
+def open_picture(data: bytes | np.ndarray | Image.Image, channels: int, *, least: int = 0) -> Image.Image:
     """Decodes a picture.
 
     Args:
-      data: A file's bytes, or pixels uint8 or uint16[height, width] or [height, width, 1, 3 or 4].
+      data: A file's bytes, Pillow's picture, or pixels uint8 or uint16[height, width] or [height, width, 1, 3 or 4].
       channels: 1 (grey) or 3 (RGB).
       least: Of a JPEG, it is enough that the shorter side has this many pixels: decoding it smaller is much faster.
         0: all pixels.
@@ -42,7 +42,10 @@ def open_picture(data: bytes | np.ndarray, channels: int, *, least: int = 0) -> 
     Raises:
       BrokenPicture: it is no picture, or not all of it is there.
     """
-    picture = _of_pixels(data) if isinstance(data, np.ndarray) else _upright(loaded(data, least=least))
+    if isinstance(data, np.ndarray):
+        picture = _of_pixels(data)
+    else:
+        picture = _upright(data if isinstance(data, Image.Image) else loaded(data, least=least))
     try:
         return _as(picture, channels)
     except (OSError, ValueError) as error:  # a kind of pixels that Pillow does not convert

@@ -1,8 +1,9 @@
 """Asks runs on pictures: a vector of each, or its class with probabilities.
 
-A picture is the path of a file, or pixels uint8 (or uint16) [height, width] or [height, width, 1, 3 or 4]. It is seen
-as held-out rows are: the square in its middle, brought to the size and channels that the run has learned from. Files
-are opened before anything is computed and decoded when their batch is due, so that a folder may be larger than memory.
+A picture is the path of a file, one that Pillow has opened, or pixels uint8 (or uint16) [height, width] or
+[height, width, 1, 3 or 4]. It is seen as held-out rows are: the square in its middle, brought to the size and channels
+that the run has learned from. Files are opened before anything is computed and decoded when their batch is due, so that
+a folder may be larger than memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from sslx.config import build
 from sslx.data.decoding import decoders
@@ -31,14 +33,24 @@ from sslx.objective import Objective
 from sslx.pretext.image import ImagePretext
 from sslx.tasks.image_classification import ImageClassification
 
-Picture = str | os.PathLike[str] | np.ndarray
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+EXPECTED = "the path of a picture, a Pillow picture, or pixels [height, width] or [height, width, 1, 3 or 4]"
 
 
 def is_picture(given: Any) -> bool:
-    """Whether this is one picture and no list of them."""
+    """Whether this is one picture and no list of them.
+
+    Raises:
+      UserError: it may be either: a stack of grey pictures, or colours that do not come last.
+    """
     if isinstance(given, np.ndarray):
-        return given.ndim == 2 or (given.ndim == 3 and given.shape[-1] in (1, 3, 4))
-    return isinstance(given, str | os.PathLike)
+        if given.ndim == 3 and given.shape[-1] not in (1, 3, 4):
+            raise UserError(
+                f"expected {EXPECTED}, or a list of these, got an array of shape {list(given.shape)}; of grey pictures "
+                "in one array, give list(array)"
+            )
+        return given.ndim in (2, 3)
+    return isinstance(given, str | os.PathLike | Image.Image)
 
 
 class PictureRows:
@@ -78,11 +90,10 @@ class PictureVerb(TaskRows):
         picture = record["image"]
         if not is_picture(picture):
             shape = f" of shape {list(picture.shape)}" if isinstance(picture, np.ndarray) else ""
-            raise UserError(
-                "expected the path of a picture, or pixels [height, width] or [height, width, 1, 3 or 4], got "
-                f"{type(picture).__name__}{shape}"
-            )
+            raise UserError(f"expected {EXPECTED}, got {type(picture).__name__}{shape}")
         try:
+            if isinstance(picture, Image.Image):
+                return held_out_pixels(picture, _data_of(run))
             if not isinstance(picture, np.ndarray):
                 check_header(os.fspath(picture))
                 return os.fspath(picture)

@@ -185,7 +185,7 @@ def _tokens(folder: LocalPath, name: str, rows: int) -> int:
     try:
         tokenizer = load_tokenizer(str(folder.absolute()), None, vocab_size=0, lowercase=False, cache_dir="")
     except UserError as error:
-        raise UserError(f"{name} needs the files of its tokenizer: {error}") from None
+        raise UserError(f"the tokenizer in {name} cannot be read: {error}") from None
     size = vocabulary(tokenizer).size
     if size > rows:
         beyond = [piece for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda p: p[1]) if token >= rows]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sslx.config import build, load_class
 from sslx.data.images import ImageConfig
-from sslx.errors import UserError, choose
-from sslx.models import MODELS
+from sslx.errors import UserError
+from sslx.models import build_model
 from sslx.models.convnext import ConvnextConfig
 from sslx.models.igpt import IgptConfig
 from sslx.models.resnet import ResnetConfig
@@ -31,13 +30,12 @@ def build_image_model(
     Raises:
       UserError: another model, something in it that cannot be, or pictures of another size or other channels.
     """
-    name = choose(str(written.get("name", names[0])), names, "config.model.name")
-    model = build(load_class(name, MODELS, "config.model.name"), written, "config.model")
+    model = build_model(written, names)
     for field in ("image_size", "channels"):
         wanted, given = getattr(model, field), getattr(data, field)
         if wanted != given:
             raise UserError(
-                f"config.data.{field} is {given} and config.model.{field} is {wanted}; expected the same, such as "
-                f"--config.data.{field}={given} --config.model.{field}={given}"
+                f"config.data.{field} is {given} and config.model.{field} is {wanted}; expected the same: "
+                f"--config.data.{field}={wanted}, or for a new model --config.model.{field}={given}"
             )
     return model

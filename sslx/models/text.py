@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sslx.config import build, load_class
-from sslx.errors import UserError, choose
-from sslx.models import MODELS
+from sslx.errors import UserError
+from sslx.models import build_model
 from sslx.models.bert import BertConfig
 from sslx.models.gpt import GptConfig
 from sslx.models.pooling import last_token, mean_pool
@@ -32,8 +31,7 @@ def build_text_model(
     Raises:
       UserError: another model, or something in it that cannot be.
     """
-    name = choose(str(written.get("name", names[0])), names, "config.model.name")
-    model = build(load_class(name, MODELS, "config.model.name"), written, "config.model")
+    model = build_model(written, names)
     model.check(seq_len)
     return model
 

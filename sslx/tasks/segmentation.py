@@ -31,6 +31,8 @@ from sslx.picture_sheet import sheet
 from sslx.tasks.dense import DRAWN, DenseTask, check_shares, some, thumbnails
 from sslx.tasks.drawn_boxes import colour_of, sheet_figure
 
+PALETTE = np.array([(0, 0, 0), *(colour_of(number) for number in range(254)), (200, 200, 200)], np.uint8)
+
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
@@ -140,8 +142,16 @@ class Segmentation(DenseTask):
         return {"segments": self._drawn(predictions)}
 
     def _drawn(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
-        columns = {"picture": predictions["image"], "truth": coloured(predictions["mask"])}
-        return sheet(columns | {"guess": coloured(predictions["guess"])}, across=3)
+        image, mask = predictions["image"], predictions["mask"]
+        guess = np.where(mask == IGNORED, IGNORED, predictions["guess"])
+        columns = {"picture": image, "truth": coloured(mask), "guess": coloured(guess)}
+        return sheet(columns, across=3, key=self._key(mask, guess))
+
+    def _key(self, *masks: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """The colour of everything in masks, by its name."""
+        numbers = np.unique(np.concatenate([mask.ravel() for mask in masks])).tolist()
+        names = {number: name for number, name in enumerate(self.label_names)} | {IGNORED: "not asked for"}
+        return {names[number]: tuple(PALETTE[number].tolist()) for number in numbers}
 
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         found = ([number for number in np.unique(mask) if number != IGNORED] for mask in batch["mask"])
@@ -150,7 +160,8 @@ class Segmentation(DenseTask):
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        return {"views": sheet({"view": viewed["image"], "mask": coloured(np.asarray(viewed["mask"]))}, across=2)}
+        mask = np.asarray(viewed["mask"])
+        return {"views": sheet({"view": viewed["image"], "mask": coloured(mask)}, across=2, key=self._key(mask))}
 
     def report(self, predictions: Mapping[str, np.ndarray]) -> Report:
         counts = predictions["confusion"].sum(axis=0)
@@ -177,10 +188,8 @@ def intersection_over_union(counts: np.ndarray) -> np.ndarray:
 
 
 def coloured(masks: np.ndarray) -> np.ndarray:
-    """Masks as pictures: class 0 black, pixels that are not asked for white, the others in the colours of boxes."""
-    palette = np.array([(0, 0, 0), *(colour_of(number) for number in range(255))], np.uint8)
-    palette[IGNORED] = 255
-    return palette[masks]
+    """Masks as pictures: class 0 black, pixels that are not asked for grey, the others in the colours of boxes."""
+    return PALETTE[masks]
 
 
 def _wanted(mask: Array) -> Array:

@@ -7,7 +7,7 @@ the new run takes over, and the parameters, checked name by name.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,15 +102,20 @@ def open_start(folder: Path) -> RunFolder | PublishedFolder:
     return PublishedFolder(folder) if is_published(config) else RunFolder(folder, config)
 
 
-def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+def inherited(written: dict[str, Any], given_keys: Sequence[str] = ()) -> tuple[dict[str, Any], Path | None]:
     """What a config takes from the folder that ``config.init`` names (``FOLDER`` or ``scratch:FOLDER``).
+
+    Args:
+      written: The whole config.
+      given_keys: The keys that were asked for by name, such as ``model.layers``, and may not be passed over.
 
     Returns:
       The config, with the architecture of what is there for a downstream task, or if these are published weights; and
       the folder of its tokenizer, or None.
 
     Raises:
-      UserError: there is nothing to start from (names the nearest), or its storage cannot be reached.
+      UserError: there is nothing to start from (names the nearest), its storage cannot be reached, or it has another
+        value of what was asked for.
     """
     init = written.get("init", "")
     if init.startswith(TO_BE_GIVEN):
@@ -127,8 +132,26 @@ def inherited(written: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         # What the parameters mean comes from there; how they are computed with may be said anew.
         given = {name: written["model"][name] for name in ("dtype", "remat", "unroll") if name in written["model"]}
         kept = {name: value for name, value in given.items() if published or name in start.model}
-        written = written | {"model": _of_size(start.model | kept, written, like)}
+        model = _of_size(start.model | kept, written, like)
+        _check_given(given_keys, written["model"], model, like)
+        written = written | {"model": model}
+    if start.tokenizer and (passed_over := {"data.tokenizer", "data.vocab_size"}.intersection(given_keys)):
+        raise UserError(
+            f"config.{min(passed_over)} is given, and the tokenizer is that of {like!r}, as its embeddings are; "
+            "leave it out"
+        )
     return written, start.tokenizer  # its embeddings mean nothing under another vocabulary
+
+
+def _check_given(keys: Sequence[str], asked: Mapping[str, Any], model: Mapping[str, Any], start: str) -> None:
+    """Refuses values of the model that were asked for where that of the start has others."""
+    for name in (key.removeprefix("model.") for key in keys if key.startswith("model.")):
+        if asked.get(name) != model.get(name):
+            there = f"has {model[name]!r}" if name in model else "has none"
+            raise UserError(
+                f"config.model.{name} is {asked.get(name)!r}, and the model is that of {start!r}, which {there}; leave "
+                "it out, or start from scratch"
+            )
 
 
 def _of_size(model: Mapping[str, Any], written: Mapping[str, Any], start: str) -> Mapping[str, Any]:
@@ -140,10 +163,12 @@ def _of_size(model: Mapping[str, Any], written: Mapping[str, Any], start: str) -
     size = written["data"].get("image_size") if "image_size" in model else None
     if size is None or size == model["image_size"]:
         return model
+    if model["name"] == "igpt":  # whose positions are always learned
+        return model
     if model.get("positions") == "learned":
         raise UserError(
             f"config.data.image_size is {size}, and the model of {start!r} has learned positions for pictures of "
-            f"{model['image_size']}; expected that size, or a model with config.model.positions=sincos or rope"
+            f"{model['image_size']}; expected that size, or a run with config.model.positions=sincos or rope"
         )
     return {**model, "image_size": size}
 

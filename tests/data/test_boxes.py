@@ -127,6 +127,10 @@ def test_what_was_clipped_is_told(tmp_path, capsys):
             r"annotation 5 has bbox \[0, 0, 1\]; expected \[left, top, width, height\]",
         ),
         (
+            {"annotations": [{"id": 5, "image_id": 10, "category_id": 3, "bbox": [9, 9, -4, 2]}]},
+            r"annotation 5 has bbox \[9, 9, -4, 2\], of negative size; expected .*, not corners",
+        ),
+        (
             {"images": [{"id": 10, "file_name": "0.png"}, {"id": 11, "file_name": "01.png"}]},
             r"1 of 2 pictures of .* are not in .*pictures, such as '01.png'; did you mean '1.png'",
         ),
@@ -176,7 +180,7 @@ def test_files_named_like_splits_are_the_splits_and_have_folders_of_their_own(tm
 
 def test_an_undecodable_picture_is_named_and_left_out(boxes_everywhere, tmp_path, capsys):
     (tmp_path / "pictures" / "3.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"1 of 2 pictures in .* cannot be decoded, more than config.data.broken_share"):
+    with pytest.raises(UserError, match=r"1 of 2 pictures in .* cannot be used, more than config.data.broken_share"):
         prepare_boxes(boxes_everywhere)
     data, _ = all_rows(BoxConfig(**{**boxes_everywhere.__dict__, "broken_share": 0.5}))
     assert len(data.train) + len(data.eval) == 3

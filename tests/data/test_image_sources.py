@@ -370,3 +370,9 @@ def test_tfds_mistakes(opened, tfds_dir):
 def test_sources_that_are_none(opened, given, meant):
     with pytest.raises(UserError, match=rf"unknown image source '{given}'; {meant}"):
         opened(given)
+
+
+@pytest.mark.parametrize("given", ["digits", "images:photos", "idx:folder"])
+def test_a_field_of_labels_is_refused_where_there_is_no_choice(opened, given):
+    with pytest.raises(UserError, match=rf"config.data.label_field is 'face', and {given} has labels of one kind"):
+        opened(given, label_field="face")

@@ -214,7 +214,7 @@ def test_broken_pictures_are_named_counted_and_left_out(photographs, prepare, ca
 def test_too_many_broken_pictures_are_an_error_and_leave_nothing_behind(photographs, prepare, tmp_path):
     for path in photographs[:9]:
         spoil(path)
-    match = r"of 8 pictures in train\[:-4\] of images:.* cannot be decoded, more than config.data.broken_share=0.25: ."
+    match = r"of 8 pictures in train\[:-4\] of images:.* cannot be used, more than config.data.broken_share=0.25: ."
     for crop in ("step", "host"):
         with pytest.raises(UserError, match=match):
             prepare(broken_share=0.25, crop=crop)

@@ -83,6 +83,8 @@ def test_masks_that_are_wrong_are_refused_in_one_line(folders, tmp_path):
     mask.unlink()
     refused(r"1 of 4 pictures of .* have no mask, such as .*1\.png")
     mask.write_bytes(kept)
+    (tmp_path / "masks" / "classes.txt").write_text("ground\ntree\ntree\n")
+    refused(r"classes\.txt has the name 'tree' twice; expected one for each class")
     (tmp_path / "masks" / "classes.txt").unlink()
     refused(r"there is no .*classes\.txt; expected the names of the classes")
     for changes, message in (

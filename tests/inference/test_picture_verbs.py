@@ -82,6 +82,9 @@ def test_vectors_are_the_features_of_held_out_rows(model, files, expected):
     np.testing.assert_allclose(model.embed(arrays[0]), unit[0], atol=1e-5)
     together = np.stack([arrays[1], arrays[1][::-1]])
     np.testing.assert_allclose(model.embed(together)[0], unit[1], atol=1e-5)
+    opened = [Image.open(file) for file in files]
+    np.testing.assert_allclose(model.embed(opened), unit, atol=1e-5)
+    np.testing.assert_allclose(model.embed(opened[2]), unit[2], atol=1e-5)
     assert model.embed([]).shape == (0, 32)
 
 
@@ -105,8 +108,13 @@ def test_what_is_no_picture_or_no_verb_of_the_run(model, files, folder):
             model.embed(given)
     with pytest.raises(UserError, match=r"input 1: expected pixels of uint8 or uint16, got float32\[8, 8\]"):
         model.classify([pixels, pixels.astype(np.float32)])
-    with pytest.raises(UserError, match=r"input 0: expected the path of a picture, or pixels .*, got ndarray of shape"):
+    with pytest.raises(UserError, match=r"input 0: expected the path of a picture, .*, got ndarray of shape"):
         model.classify([np.zeros((2, 8, 8, 1), np.uint8)])
+    for shape in ((3, 20, 16), (20, 16, 5)):  # grey ones, or colours that come first?
+        with pytest.raises(
+            UserError, match=rf"got an array of shape \[{', '.join(map(str, shape))}\]; .* list\(array\)"
+        ):
+            model.embed(np.zeros(shape, np.uint8))
     with pytest.raises(UserError, match="expected a picture or a list of them, got bytes"):
         model.embed(b"png")
     with pytest.raises(UserError, match="pool is 'mean', and of pictures it is the run's own"):

@@ -47,11 +47,11 @@ def test_miou_is_the_mean_over_classes_of_all_pixels_together():
     }
 
 
-def test_what_is_not_asked_for_is_white():
+def test_what_is_not_asked_for_is_grey():
     drawn = coloured(np.array([[0, 1, IGNORED]], np.uint8))
     assert drawn[0, 0].tolist() == [0, 0, 0]
-    assert drawn[0, 2].tolist() == [255, 255, 255]
-    assert drawn[0, 1].tolist() not in ([0, 0, 0], [255, 255, 255])
+    assert drawn[0, 2].tolist() == [200, 200, 200]
+    assert drawn[0, 1].tolist() not in ([0, 0, 0], [200, 200, 200])
 
 
 @pytest.fixture(scope="module")

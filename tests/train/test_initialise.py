@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from sslx.errors import UserError
 from sslx.main import main
 from sslx.session import run_config
 from sslx.train.checkpoint import read_variables
@@ -57,3 +58,21 @@ def test_parts_that_the_start_lacks_are_told(started, trained):
     ]
     word = read_variables(folder)["params"]["encoder"]["embeddings"]["word"]
     np.testing.assert_array_equal(jax.device_get(state.params["encoder"]["embeddings"]["word"]), word)
+
+
+def test_what_is_asked_for_by_name_is_not_passed_over(trained, tiny_config):
+    folder = trained("bert_mlm")
+
+    def started(keys, part="pretext", **changes):
+        written = tiny_config("bert_mlm", changes | {"init": str(folder)}).to_dict()
+        written |= {} if part == "pretext" else {"task": written.pop("pretext")}
+        return inherited(written, keys)
+
+    started(["steps", "init", "data.seq_len"])
+    for key in ("data.tokenizer", "data.vocab_size"):
+        with pytest.raises(UserError, match=f"config.{key} is given, and the tokenizer is that of .*bert_mlm"):
+            started([key])
+    started(["model.dtype", "model.layers"], "task")  # as it is there
+    with pytest.raises(UserError, match=r"config.model.layers is 7, and the model is that of .*bert_mlm', which has "):
+        started(["model.layers"], "task", **{"model.layers": 7})
+    started([], "task", **{"model.layers": 7})  # of a config file, which was written for other starts too
