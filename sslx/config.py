@@ -136,6 +136,8 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 256  # rows in one update, over all devices
     micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
+    on_nonfinite: str = "stop"  # stop | skip (the update is left out): a step whose loss or gradient is not finite
+    skip_at_most: int = 5  # such steps in succession; with one more the run stops all the same
     init: str = ""  # what the encoder starts from: a run (its newest checkpoint), or a folder of published weights
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
@@ -164,6 +166,7 @@ class RunConfig:
         for name, value, valid in (
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "linear", "cosine", "trapezoid")),
             ("checkpoint.best_mode", self.checkpoint.best_mode, ("min", "max")),
+            ("on_nonfinite", self.on_nonfinite, ("stop", "skip")),
         ):
             if value not in valid:
                 raise UserError(f"unknown config.{name} {value!r}; {nearest(str(value), valid)}")
@@ -184,6 +187,7 @@ LEAST = {
     "steps": 1,
     "batch_size": 1,
     "micro_batches": 1,
+    "skip_at_most": 1,
     "optimizer.warmup_steps": 0,
     "optimizer.schedule_steps": 1,
     "checkpoint.every_steps": 1,
@@ -203,6 +207,8 @@ LEAST = {
 # Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.
 RESUMABLE = (
     "steps",
+    "on_nonfinite",
+    "skip_at_most",
     "mesh",
     "hosts",
     "checkpoint",

@@ -25,6 +25,7 @@ from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
 from sslx.errors import UserError
 from sslx.objective import Objective
+from sslx.runtime import display
 from sslx.train import memory, sharding
 from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
@@ -32,6 +33,7 @@ from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
 from sslx.train.hosts import Votes, agree, progress, together
 from sslx.train.metrics import MetricsWriter, draw_curves
+from sslx.train.nonfinite import capture
 from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
 from sslx.train.step import TrainState
@@ -86,7 +88,7 @@ class Trainer:
 
         Raises:
           UserError: the disk is full, a device has too little memory, or every checkpoint is damaged.
-          FloatingPointError: the loss is not finite.
+          FloatingPointError: a loss or a gradient is not finite, and the config does not say to skip its step.
         """
         program = self.program
         explained = functools.partial(memory.explained, self.config, written["model"], program.mesh)
@@ -115,7 +117,7 @@ class Trainer:
             progress("the first step", step)
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)
-            loop = _Loop(self, checkpoints, writer, console, kept, request)
+            loop = _Loop(self, workdir, checkpoints, writer, console, kept, request)
             try:
                 state = loop.run(state, step)
             finally:
@@ -139,10 +141,18 @@ class Progress:
     best_step: int | None = None
     failures: int = 0  # evaluations since the best
     data: str = ""  # fingerprint of the prepared data
+    skipped: int = 0  # steps whose update was left out
+    last_skipped: int = 0  # the latest of them, counted from 1
+    in_succession: int = 0  # how many they are, with those directly before it
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether the run has failed to improve for too long; asked anew on resuming, since patience may be raised."""
         return patience is not None and self.failures >= patience
+
+    def skip(self, step: int) -> None:
+        """Counts a step whose update was left out."""
+        self.in_succession = self.in_succession + 1 if self.last_skipped == step - 1 else 1
+        self.skipped, self.last_skipped = self.skipped + 1, step
 
     @classmethod
     def resumed(cls, saved: dict[str, Any], config: RunConfig, fingerprint: str) -> Progress:
@@ -154,7 +164,7 @@ class Progress:
         kept = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
         metric = f"{config.checkpoint.best_metric} {config.checkpoint.best_mode}"
         if saved and kept.metric != metric:
-            kept = cls(data=kept.data)
+            kept = dataclasses.replace(kept, best=None, best_step=None, failures=0)
         kept.metric = metric
         if kept.data and kept.data != fingerprint:
             raise UserError(
@@ -165,19 +175,27 @@ class Progress:
         return kept
 
 
+class _NotFinite(Exception):
+    """A step has been read whose loss or gradient is not finite; it and those sent after it have changed nothing."""
+
+    def __init__(self, step: int, metrics: dict[str, float]):
+        self.step, self.metrics = step, metrics
+
+
 class _Loop:
     """One pass of the loop, with the host's bookkeeping."""
 
     def __init__(
         self,
         trainer: Trainer,
+        workdir: Path,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         console: Console,
         kept: Progress,
         request: StopRequest,
     ):
-        self._trainer, self._config = trainer, trainer.config
+        self._trainer, self._config, self._workdir = trainer, trainer.config, workdir
         self._checkpoints, self._writer, self._console = checkpoints, writer, console
         self._progress, self._request = kept, request
         self._pending: collections.deque = collections.deque()  # (step, device metrics), oldest first
@@ -191,46 +209,97 @@ class _Loop:
         self.evaluated: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
-        config, program, saved_at, saved_step = self._config, self._trainer.program, time.monotonic(), start
-        self._console.start(start, config.steps)
+        self._console.start(start, self._config.steps)
+        self._state, self._saved_at, self._last = state, time.monotonic(), False
         self._restart_clock()
-        batches = self._trainer.batches.stream(start, config.steps)
+        left_out = False
+        while not self._last:
+            try:
+                if left_out:
+                    self._after(start)  # what is due at a step is due without its update, too
+                if not self._last:
+                    self._train(start)
+            except _NotFinite as found:
+                self._leave_out(found)
+                start, left_out = found.step, True
+        self._drain()
+        return self._state
+
+    def _train(self, start: int) -> None:
+        """Goes on from the step ``start``, counted from 1, to the last one.
+
+        Raises:
+          _NotFinite: a step is.
+        """
+        config, program = self._config, self._trainer.program
+        held, batches = program.nothing_held(), self._trainer.batches.stream(start, config.steps)
         try:
             for step, batch in enumerate(batches, start + 1):
                 # The clock of host 0 counts for all: those of others may differ, and a save takes everyone.
-                overdue = (
-                    jax.process_index() == 0 and time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+                overdue = jax.process_index() == 0 and (
+                    time.monotonic() - self._saved_at > 60 * config.checkpoint.every_minutes
                 )
                 votes = self._votes(stop=self._request.number, save=overdue)
-                state, metrics = program.train_step(state, batch, votes)
+                self._state, metrics = program.train_step(self._state, batch, votes, held)
+                held = metrics["held"]
                 self._pending.append((step, metrics))
                 if len(self._pending) > IN_FLIGHT:
                     self._read_one()
-                evaluated, exhausted = None, False
-                if step % config.eval.every_steps == 0 or step == config.steps:
-                    evaluated = self._evaluate(state, step)
-                    exhausted = self._progress.exhausted(config.eval.patience)
-                last = step == config.steps or exhausted or bool(self.stopped_by)
-                improved = evaluated is not None and self._progress.best_step == step
-                due = step % config.checkpoint.every_steps == 0 or self._save_voted
-                if due or improved or last:
-                    self._drain()
-                    self._writer.flush()
-                    self._checkpoints.save(state, step, dataclasses.asdict(self._progress), evaluated)
-                    progress("saving", step)
-                    saved_at, saved_step, self._save_voted = time.monotonic(), step, False
-                    self._restart_clock()
-                if last:
+                self._after(step)
+                if self._last:
                     break
         finally:
             batches.close()
-        self._drain()
-        assert saved_step == step
-        return state
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _after(self, step: int) -> None:
+        """Evaluates and saves, if it is time to."""
+        config, evaluated, exhausted = self._config, None, False
+        if step % config.eval.every_steps == 0 or step == config.steps:
+            evaluated = self._evaluate(step)
+            exhausted = self._progress.exhausted(config.eval.patience)
+        last = step == config.steps or exhausted or bool(self.stopped_by)
+        improved = evaluated is not None and self._progress.best_step == step
+        due = step % config.checkpoint.every_steps == 0 or self._save_voted
+        if due or improved or last:
+            self._drain()
+            self._writer.flush()
+            self._checkpoints.save(self._state, step, dataclasses.asdict(self._progress), evaluated)
+            progress("saving", step)
+            self._saved_at, self._save_voted = time.monotonic(), False
+            self._restart_clock()
+        self._last = last
+
+    def _leave_out(self, found: _NotFinite) -> None:
+        """Keeps a step that is not finite, and passes over it if the config says so.
+
+        Raises:
+          FloatingPointError: it does not, or there were too many in succession.
+        """
+        config, kept, step, metrics = self._config, self._progress, found.step, found.metrics
+        self._pending.clear()
+        self._checkpoints.wait()  # one may be half written
+        progress("keeping a step", step, limited=False)
+        batch = self._trainer.batches.at(step - 1)
+        folder, written = capture(self._workdir, step, self._state, batch, metrics, config.seed)
+        kept.skip(step)
+        self._writer.scalars(step, {"train/nonfinite": float(kept.skipped)})
+        what = f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}"
+        how = f"python -m sslx.replay --run={display(self._workdir)} --step={step} names the operation it comes from"
+        if config.on_nonfinite == "stop" or kept.in_succession > config.skip_at_most:
+            many = f", the last of {kept.in_succession} in succession" if kept.in_succession > 1 else ""
+            raise FloatingPointError(
+                f"{what}{many}; the newest checkpoint is {(self._checkpoints.steps() or ['none'])[-1]}. "
+                f"A lower learning rate or a longer warm-up often helps{'; ' + how if written else ''}."
+            )
+        seen = f"kept in {display(folder)}; {how}" if written else "not kept, as the run has kept others"
+        self._console.say(f"note: {what}; its update is left out ({kept.skipped} in this run). It is {seen}")
+        next_step = jax.jit(lambda step: step + 1, out_shardings=self._state.step.sharding)
+        self._state = self._state.replace(step=next_step(self._state.step))
+        self._restart_clock()
+
+    def _evaluate(self, step: int) -> dict[str, float]:
         self._drain()
-        config, trainer = self._config, self._trainer
+        config, trainer, state = self._config, self._trainer, self._state
         progress("evaluating", step, limited=False)  # the first time, it compiles
         metrics, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
         # Scores are made on each host's processor, and what follows from them must be the same on all.
@@ -275,25 +344,24 @@ class _Loop:
             self._read_one()
 
     def _read_one(self) -> None:
-        """Waits for the oldest step in flight, and logs it if it is its turn."""
+        """Waits for the oldest step in flight, and logs it if it is its turn.
+
+        Raises:
+          _NotFinite: its loss or gradient is.
+        """
         step, metrics = self._pending.popleft()
-        metrics = jax.device_get(metrics)
-        stop, save = metrics.pop("votes").tolist()
-        self.stopped_by = self.stopped_by or (signal.Signals(stop).name if stop else "")
+        (stop, save), held = jax.device_get((metrics.pop("votes"), metrics.pop("held")))
+        # Of every step, logged or not: a checkpoint must not hold what a broken step would have left.
+        if held:
+            raise _NotFinite(step, {name: float(metrics[name]) for name in ("loss", "grad_norm")})
+        self.stopped_by = self.stopped_by or (signal.Signals(int(stop)).name if stop else "")
         self._save_voted = self._save_voted or bool(save)
         progress("training", step)
-        # Of every step, logged or not: a checkpoint must not hold what a broken step has left.
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._checkpoints.wait()  # one may be half written
-            raise FloatingPointError(
-                f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}; "
-                f"the newest checkpoint is {(self._checkpoints.steps() or ['none'])[-1]}. "
-                "A lower learning rate or a longer warm-up often helps."
-            )
         self._counted += 1
         self._console.advance(step)
         if step % self._config.log.every_steps and step != self._config.steps and not self._last_before_stop(step):
             return
+        metrics = jax.device_get(metrics)
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
         elapsed = max(time.monotonic() - self._clock, 1e-9)
         rate = self._counted / elapsed

@@ -21,14 +21,18 @@ from sslx.objective import Batch, Objective
 from sslx.train import sharding
 from sslx.train.initialise import overlay
 from sslx.train.optimizer import make_optimizer, make_schedule
-from sslx.train.step import TrainState, eval_keys, make_eval_step, make_train_step
+from sslx.train.step import TrainState, eval_keys, guarded, make_eval_step, make_train_step
 
 
 class Program:
     """Shapes, shardings and steps. Building it computes nothing on the devices.
 
-    ``train_step(TrainState, batch, votes) -> (TrainState, metrics)`` donates the state. ``votes`` int32[devices, 2] are
-    the hosts' wishes (see `hosts.Votes`); their maximum comes back in ``metrics["votes"]``, the same on every host.
+    ``train_step(TrainState, batch, votes, held) -> (TrainState, metrics)`` donates the state.
+
+    - ``votes`` int32[devices, 2] are the hosts' wishes (see `hosts.Votes`); their maximum comes back in
+      ``metrics["votes"]``, the same on every host.
+    - ``held`` bool[] is the ``metrics["held"]`` of the step before (see `step.guarded`), at first `nothing_held`.
+
     ``notes`` are on dimensions of parameters that the mesh does not divide, ``undivided``, known once the training step
     is lowered, on those of activations.
 
@@ -57,12 +61,16 @@ class Program:
         self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
         # Not on the mesh: optax makes a scalar here, and a planned mesh has no device to make it on.
         self.abstract = self._abstract_state(sharding.unbox(boxed))
-        step = make_train_step(
-            objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
+        step = guarded(
+            make_train_step(
+                objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
+            )
         )
 
-        def train_step(state: TrainState, batch: Batch, votes: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, metrics = step(state, batch)
+        def train_step(
+            state: TrainState, batch: Batch, votes: jax.Array, held: jax.Array
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
+            state, metrics = step(state, batch, held)
             return state, metrics | {"votes": jnp.max(votes, axis=0)}
 
         def predict(params: Any, state: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -90,8 +98,9 @@ class Program:
     def lower_train(self) -> jax.stages.Lowered:
         """The training step, ready to compile for the mesh's devices."""
         votes = jax.ShapeDtypeStruct((self.mesh.size, 2), jnp.int32, sharding=sharding.one_per_device(self.mesh))
+        held = jax.ShapeDtypeStruct((), jnp.bool_, sharding=sharding.replicated(self.mesh))
         with sharding.on_mesh(self.mesh):
-            traced = self.train_step.trace(self.abstract, self.abstract_batch, votes)
+            traced = self.train_step.trace(self.abstract, self.abstract_batch, votes, held)
             self.undivided = sharding.undivided(traced.jaxpr, self.mesh, self._split_over_tensor())
             return traced.lower()
 
@@ -108,6 +117,10 @@ class Program:
         begin = time.monotonic()
         self.lower_train().compile()
         return time.monotonic() - begin
+
+    def nothing_held(self) -> jax.Array:
+        """What the first step takes as ``held``."""
+        return jax.jit(lambda: jnp.zeros((), jnp.bool_), out_shardings=sharding.replicated(self.mesh))()
 
     def fresh(self) -> TrainState:
         """A new state from the seed, made on the devices where it stays; the same numbers on any mesh."""
