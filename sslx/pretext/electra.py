@@ -234,6 +234,9 @@ class Electra(TextPretext):
         """The discriminator's: above 0 where a token is held to be replaced."""
         return self.module.apply({"params": params}, batch, deterministic=True, method="discriminate")
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return batch | {"tokens": self.views(batch, key, jnp.zeros((), jnp.int32), train=True)["masked"]}
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         table, picked = self.model.table_width, picked_count(length, self.pretext.mask_ratio)

@@ -129,6 +129,9 @@ class MaskedLanguageModel(TextPretext):
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return self.views(batch, key, jnp.zeros((), jnp.int32), train=True)
+
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length vocab"]:
         everywhere = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         logits, _ = self.module.apply({"params": params}, batch | {"picked": everywhere}, deterministic=True)

@@ -206,6 +206,9 @@ class SpanContext(TextPretext):
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return batch | {"tokens": self.views(batch, key, jnp.zeros((), jnp.int32), train=True)["masked"]}
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]
         picked = picked_count(length, self.pretext.mask_ratio)

@@ -23,15 +23,17 @@ from jax.sharding import Mesh
 
 from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
-from sslx.errors import UserError
+from sslx.errors import Alarmed
 from sslx.objective import Objective
 from sslx.runtime import display
 from sslx.train import memory, sharding
+from sslx.train.alarms import Alarms
 from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
 from sslx.train.hosts import Votes, agree, progress, together
+from sslx.train.kept import Progress
 from sslx.train.metrics import MetricsWriter, draw_curves
 from sslx.train.nonfinite import capture
 from sslx.train.program import Program
@@ -74,6 +76,7 @@ class Trainer:
             data.train, order, config.batch_size, self.program.batch_sharding, config.seed, packed=packed
         )
         self.evaluator = Evaluator(self.program, data.train)
+        self.evaluator.check_variants(data.eval)
 
     def run(
         self, workdir: Path, console: Console, written: dict[str, Any], start: Callable[[], TrainState] | None = None
@@ -88,6 +91,7 @@ class Trainer:
 
         Raises:
           UserError: the disk is full, a device has too little memory, or every checkpoint is damaged.
+          Alarmed: there is an alarm, and the config says to stop.
           FloatingPointError: a loss or a gradient is not finite, and the config does not say to skip its step.
         """
         program = self.program
@@ -101,6 +105,8 @@ class Trainer:
             kept = Progress.resumed(saved, self.config, self.data.statistics.get("fingerprint", ""))
             if restored:
                 console.say(f"resumed at step {step} of {self.config.steps}")
+            if kept.alarms["raised"] and self.config.alarms.stop and step < self.config.steps:
+                raise Alarmed(f"{_stopped_by(kept, step)}; --config.alarms.stop=False goes on")
             if step >= self.config.steps or kept.exhausted(self.config.eval.patience):
                 return Trained(state, self.evaluator, checkpoints, {}, "", 0)
             if restored and float(program.schedule(self.config.steps - 1)) <= 0.0:
@@ -127,52 +133,15 @@ class Trainer:
             checkpoints.wait()
             if jax.process_index() == 0:
                 draw_curves(workdir, self.objective.chance(self.data.statistics), self.objective.unit)
+            if kept.alarms["raised"] and self.config.alarms.stop:
+                raise Alarmed(f"{_stopped_by(kept, int(state.step))}, which is saved")
         return Trained(
             state, self.evaluator, checkpoints, loop.evaluated, loop.stopped_by, program.train_step._cache_size()
         )
 
 
-@dataclasses.dataclass
-class Progress:
-    """What resuming needs beside the arrays; saved with every checkpoint as JSON."""
-
-    metric: str = ""  # what ``best`` is a value of, and which way is better: "eval/loss min"
-    best: float | None = None
-    best_step: int | None = None
-    failures: int = 0  # evaluations since the best
-    data: str = ""  # fingerprint of the prepared data
-    skipped: int = 0  # steps whose update was left out
-    last_skipped: int = 0  # the latest of them, counted from 1
-    in_succession: int = 0  # how many they are, with those directly before it
-
-    def exhausted(self, patience: int | None) -> bool:
-        """Whether the run has failed to improve for too long; asked anew on resuming, since patience may be raised."""
-        return patience is not None and self.failures >= patience
-
-    def skip(self, step: int) -> None:
-        """Counts a step whose update was left out."""
-        self.in_succession = self.in_succession + 1 if self.last_skipped == step - 1 else 1
-        self.skipped, self.last_skipped = self.skipped + 1, step
-
-    @classmethod
-    def resumed(cls, saved: dict[str, Any], config: RunConfig, fingerprint: str) -> Progress:
-        """What was saved, as this config goes on with it: another metric to select by starts a new search.
-
-        Raises:
-          UserError: the data is not that of the run.
-        """
-        kept = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
-        metric = f"{config.checkpoint.best_metric} {config.checkpoint.best_mode}"
-        if saved and kept.metric != metric:
-            kept = dataclasses.replace(kept, best=None, best_step=None, failures=0)
-        kept.metric = metric
-        if kept.data and kept.data != fingerprint:
-            raise UserError(
-                "the training data has changed since this run was started (files, splits or package versions), so its "
-                "rows would not be the same; restore the data or give another --workdir"
-            )
-        kept.data = fingerprint
-        return kept
+def _stopped_by(kept: Progress, step: int) -> str:
+    return f"the run was stopped by its alarm {' and '.join(kept.alarms['raised'])} at step {step}"
 
 
 class _NotFinite(Exception):
@@ -180,6 +149,13 @@ class _NotFinite(Exception):
 
     def __init__(self, step: int, metrics: dict[str, float]):
         self.step, self.metrics = step, metrics
+
+
+def beside_chance(loss: float, chance: float | None) -> str:
+    """`` (2.202 below chance)``, or nothing where that is not known."""
+    if chance is None:
+        return ""
+    return f" ({abs(chance - loss):.3f} {'below' if loss < chance else 'above'} chance)"
 
 
 class _Loop:
@@ -257,7 +233,8 @@ class _Loop:
         if step % config.eval.every_steps == 0 or step == config.steps:
             evaluated = self._evaluate(step)
             exhausted = self._progress.exhausted(config.eval.patience)
-        last = step == config.steps or exhausted or bool(self.stopped_by)
+        alarmed = config.alarms.stop and bool(self._progress.alarms["raised"])
+        last = step == config.steps or exhausted or alarmed or bool(self.stopped_by)
         improved = evaluated is not None and self._progress.best_step == step
         due = step % config.checkpoint.every_steps == 0 or self._save_voted
         if due or improved or last:
@@ -301,12 +278,20 @@ class _Loop:
         self._drain()
         config, trainer, state = self._config, self._trainer, self._state
         progress("evaluating", step, limited=False)  # the first time, it compiles
-        metrics, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
+        found, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+        due = step % (config.diagnostics.every * config.eval.every_steps) == 0 or step == config.steps
+        if config.diagnostics.rows and due:
+            metrics |= trainer.evaluator.diagnose(state.params, state.state, trainer.data.eval)
         # Scores are made on each host's processor, and what follows from them must be the same on all.
-        metrics = agree("an evaluation", {f"eval/{name}": value for name, value in metrics.items()})[0]
+        metrics = agree("an evaluation", metrics)[0]
         self.evaluated = metrics
         self._writer.scalars(step, metrics)
-        self._console.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        chance = trainer.objective.chance(trainer.data.statistics)
+        said = {name: f"{name} {value:.4f}" for name, value in metrics.items()}
+        said["eval/loss"] += beside_chance(metrics["eval/loss"], chance)
+        self._console.say(f"step {step}  " + "  ".join(said.values()))
+        self._sound(metrics, chance, step)
         if config.eval.examples:
             found = trainer.evaluator.examples(state.params, state.state, trainer.data.eval, config.eval.examples)
             rows = trainer.objective.show(found) if found else []
@@ -317,6 +302,22 @@ class _Loop:
         self._judge(metrics, step)
         self._restart_clock()
         return metrics
+
+    def _sound(self, metrics: dict[str, float], chance: float | None, step: int) -> None:
+        """Raises the alarms that an evaluation gives reason to, once the warm-up is over."""
+        config, alarms = self._config, Alarms.of(self._progress.alarms)
+        if step <= config.optimizer.warmup_steps:
+            return
+        before = list(alarms.raised)
+        lines = alarms.judge(metrics, self._trainer.objective, chance, config.alarms)
+        for name, line in lines.items():
+            self._console.say(line)
+            self._writer.alarm(step, name, line)
+        for name in before:
+            if name not in alarms.raised:
+                self._console.say(f"note: the alarm {name} is over")
+                self._writer.scalars(step, {f"alarm/{name}": 0.0})
+        self._progress.alarms = dataclasses.asdict(alarms)
 
     def _judge(self, metrics: dict[str, float], step: int) -> None:
         """Keeps the best and decides about stopping early."""

@@ -77,11 +77,19 @@ class Program:
             viewed = objective.views(batch, eval_keys(config.seed)[0], jnp.zeros((), jnp.int32), train=False)
             return objective.predict(params, state, viewed) | {"valid": batch["valid"]}
 
+        def features(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            encoder, views = objective.encoder(params, state), config.diagnostics.views
+            keys = jax.random.split(eval_keys(config.seed)[0], views) if views else ()
+            whole = objective.encode(encoder, batch)
+            seen = [objective.encode(encoder, objective.variant(batch, key)) for key in keys]
+            return whole, jnp.stack(seen, axis=1) if seen else jnp.zeros((len(whole), 0, whole.shape[-1]))
+
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
         # Replicated, so that every host reads all sums and all rows.
         self.eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
         self.predict_step = jax.jit(predict, out_shardings=everywhere)
+        self.features_step = jax.jit(features, out_shardings=everywhere)
         self.remember_step = jax.jit(objective.remember, out_shardings=everywhere)
         self.compare_step = jax.jit(objective.compare, out_shardings=everywhere)
 
