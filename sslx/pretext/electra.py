@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -160,6 +160,10 @@ class Electra(TextPretext):
     """The objective of ``config.pretext.name = "electra"``."""
 
     pretext_config = ElectraConfig
+    remedies: ClassVar[Mapping[str, str]] = {
+        "no_learning": "a lower learning rate or a longer warm-up; a smaller config.pretext.generator_width if "
+        "eval/discriminator_gain is 0, as it is where the discriminator has one answer for all tokens"
+    }
 
     pretext: ElectraConfig
     model: BertConfig  # the discriminator's

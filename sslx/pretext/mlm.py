@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -81,6 +81,10 @@ class MaskedLanguageModel(TextPretext):
     """The objective of ``config.pretext.name = "mlm"``."""
 
     pretext_config = MaskedLanguageModelConfig
+    remedies: ClassVar[Mapping[str, str]] = {
+        "no_learning": "a lower learning rate or a longer warm-up; config.model.norm_position=pre, since layers that "
+        "are normalised after their sum stay there longest; a mask_ratio nearer to 0.15"
+    }
 
     pretext: MaskedLanguageModelConfig
     model: BertConfig
