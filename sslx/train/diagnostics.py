@@ -21,8 +21,11 @@ WITHIN = 1e-4  # of LiDAR: added to the covariance of views of a row, in each di
 
 
 def measured(features: Float[np.ndarray, "rows dim"], views: Float[np.ndarray, "rows views dim"]) -> dict[str, float]:
-    """All that can be said of features, and of the views (there may be none of a row); {} of fewer than two rows."""
-    if len(features) < 2:
+    """All that can be said of features, and of the views (there may be none of a row).
+
+    Nothing is said of fewer than two rows, and of features that are not finite: then the loss tells.
+    """
+    if len(features) < 2 or not (np.isfinite(features).all() and np.isfinite(views).all()):
         return {}
     found = {"std": spread(features), "rankme": rank_me(features), "uniformity": uniformity(features)}
     if views.shape[1] > 1:

@@ -92,8 +92,10 @@ class Evaluator:
           UserError: it does not.
         """
         views = self._program.config.diagnostics.views
+        if not views:
+            return
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
-        if views and jax.eval_shape(self._objective.variant, batch, jax.random.key(0)) is None:
+        if jax.eval_shape(self._objective.variant, batch, jax.random.key(0)) is None:
             raise UserError(
                 f"config.diagnostics.views is {views}; {type(self._objective).__name__} draws no random views of a "
                 "row, expected 0"

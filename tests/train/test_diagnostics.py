@@ -79,6 +79,7 @@ def test_alignment_and_lidar_need_views_and_all_need_two_rows():
     more = set(measured(x, RNG.normal(size=(6, 2, 4)))) - set(measured(x, np.zeros((6, 0, 4))))
     assert more == {"features/alignment", "features/lidar"}
     assert measured(x[:1], np.zeros((1, 0, 4))) == {}
+    assert measured(np.full((3, 4), np.inf), np.zeros((3, 0, 4))) == {}
 
 
 @pytest.fixture
