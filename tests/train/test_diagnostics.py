@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,8 +105,8 @@ def test_rows_that_only_fill_up_the_last_batch_do_not_count(trainer, monkeypatch
     with on_mesh(made.program.mesh):
         found = evaluator.diagnose(state.params, state.state, made.data.eval)
         assert found == evaluator.diagnose(state.params, state.state, made.data.eval)  # always the same rows and views
-        held = SomeRows(made.data.eval, 21, made.config.seed).fetch(np.arange(21))
-        encoded = made.objective.encode(made.objective.encoder(state.params, state.state), held)
+    held = SomeRows(made.data.eval, 21, made.config.seed).fetch(np.arange(21))
+    encoded = made.objective.encode(made.objective.encoder(jax.device_get(state.params), {}), held)
     assert (seen["x"].shape, seen["views"].shape) == ((21, 32), (21, 2, 32))
     np.testing.assert_allclose(seen["x"], encoded, atol=1e-5)
     assert not np.allclose(seen["views"][:, 0], seen["views"][:, 1])  # masked at random
