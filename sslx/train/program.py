@@ -21,7 +21,7 @@ from sslx.objective import Batch, Objective
 from sslx.train import sharding
 from sslx.train.initialise import overlay
 from sslx.train.optimizer import make_optimizer, make_schedule
-from sslx.train.step import TrainState, eval_keys, guarded, make_eval_step, make_train_step
+from sslx.train.step import TrainState, eval_keys, make_eval_step, make_train_step
 
 
 class Program:
@@ -31,7 +31,7 @@ class Program:
 
     - ``votes`` int32[devices, 2] are the hosts' wishes (see `hosts.Votes`); their maximum comes back in
       ``metrics["votes"]``, the same on every host.
-    - ``held`` bool[] is the ``metrics["held"]`` of the step before (see `step.guarded`), at first `nothing_held`.
+    - ``held`` bool[] is the ``metrics["held"]`` of the step before (see `make_train_step`), at first `nothing_held`.
 
     ``notes`` are on dimensions of parameters that the mesh does not divide, ``undivided``, known once the training step
     is lowered, on those of activations.
@@ -61,10 +61,8 @@ class Program:
         self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
         # Not on the mesh: optax makes a scalar here, and a planned mesh has no device to make it on.
         self.abstract = self._abstract_state(sharding.unbox(boxed))
-        step = guarded(
-            make_train_step(
-                objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
-            )
+        step = make_train_step(
+            objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
         )
 
         def train_step(

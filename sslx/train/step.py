@@ -18,6 +18,7 @@ import optax
 
 from sslx.errors import UserError
 from sslx.objective import Batch, Mean, Objective, Out, Rows, Sum
+from sslx.train.optimizer import unless
 
 
 @flax.struct.dataclass
@@ -52,11 +53,16 @@ def make_train_step(
     *,
     seed: int,
     micro_batches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds ``train_step(TrainState, batch) -> (TrainState, metrics)``, ready for ``jax.jit`` with the state donated.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds ``train_step(TrainState, batch, held) -> (TrainState, metrics)``, for ``jax.jit`` with the state donated.
 
     The metrics are float32 scalars: ``loss``, each term by its name when there are several, the objective's metrics,
     ``grad_norm``, that of each part of the model (``grad_norm/encoder/transformer``) and ``learning_rate``.
+
+    ``held`` bool[] is the ``metrics["held"]`` of the step before, False for the first. From the first loss or gradient
+    on that is not finite it is True and the state stays as it is: the steps that the host has sent after the broken one,
+    before it could know, are void, and the state is the one that the broken step began with. Nothing waits for the
+    host, and what it does about it does not depend on when it sees it. Without ``held``, nothing is looked at.
 
     Raises:
       UserError: micro-batches for an objective whose loss depends on the whole batch.
@@ -69,23 +75,32 @@ def make_train_step(
 
     gradients_of = make_gradient(objective, micro_batches)
 
-    def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        step = train_state.step
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def train_step(
+        train_state: TrainState, batch: Batch, held: jax.Array | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        step, held_before = train_state.step, held
         view_key, loss_key, update_key = train_keys(seed, step)
         loss, grads, out, totals = gradients_of(
             train_state.params, train_state.state, batch, (view_key, loss_key), step
         )
-        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
-        params = optax.apply_updates(train_state.params, updates)
+        grad_norm = optax.global_norm(grads)
+        held = jnp.bool_(False) if held is None else held | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params, held=held)
+        # Each is held before the next is made of it, so that none is needed beside its old self (see `_scale_by_adam`).
+        params = unless(held, optax.apply_updates(train_state.params, updates), train_state.params)
         state = objective.after_update(params, train_state.state, out.stats, update_key, step)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(step)}
+        state = unless(held, state, train_state.state)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": schedule(step)}
         # Of the same sums of squares as the norm of all, so that the compiler adds none.
         metrics |= {f"grad_norm/{part}": optax.global_norm(leaves) for part, leaves in parts_of(grads).items()}
         if len(out.terms) > 1:
             metrics |= {name: term.sum / totals[name] for name, term in out.terms.items()}
         metrics |= {name: mean.sum / jnp.maximum(mean.weight, 1e-6) for name, mean in out.metrics.items()}
         metrics = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), metrics)
-        return TrainState(step + 1, params, state, opt_state), metrics
+        metrics |= {} if held_before is None else {"held": held}
+        return TrainState(jnp.where(held, step, step + 1), params, state, opt_state), metrics
 
     return train_step
 
@@ -117,25 +132,6 @@ def make_gradient(
         return loss, grads, out, totals
 
     return gradients_of
-
-
-def guarded(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """A step that leaves the state as it is from the first loss or gradient on that is not finite.
-
-    It takes the ``metrics["held"]`` bool[] of the step before it, which stays True once it is: the steps that the host
-    has sent after the broken one, before it could know, are void, and the state is the one that the broken step began
-    with. Nothing waits for the host, and what it does about it does not depend on when it sees it.
-    """
-
-    def step(state: TrainState, batch: Batch, held: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        after, metrics = train_step(state, batch)
-        held = held | ~(jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]))
-        kept = jax.tree.map(lambda new, old: jnp.where(held, old, new), after, state)
-        return kept, metrics | {"held": held}
-
-    return step
 
 
 def parts_of(params: Any) -> dict[str, Any]:

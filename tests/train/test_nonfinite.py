@@ -9,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from sslx.errors import UserError
@@ -19,7 +18,7 @@ from sslx.session import train
 from sslx.train.checkpoint import read_variables
 from sslx.train.metrics import read_metrics
 from sslx.train.nonfinite import kept_steps, read_captured
-from sslx.train.step import TrainState, guarded, step_key
+from sslx.train.step import step_key
 
 
 class BreaksSometimes(MaskedLanguageModel):
@@ -47,28 +46,13 @@ def run(tiny_config, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("broken", ["loss", "grad_norm"])
-def test_a_guarded_step_leaves_the_state_from_the_first_broken_one_on(broken):
-    def step(state, batch):
-        metrics = {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)} | {broken: batch}
-        return TrainState(state.step + 1, state.params + batch, state.state, state.opt_state + 1), metrics
-
-    train_step, held = jax.jit(guarded(step)), jnp.bool_(False)
-    state, seen = TrainState(jnp.int32(0), jnp.zeros(2), {}, jnp.int32(0)), []
-    for batch in (1.0, 2.0, jnp.inf, 4.0):
-        state, metrics = train_step(state, jnp.float32(batch), held)
-        held = metrics["held"]
-        seen.append(bool(held))
-    assert seen == [False, False, True, True]  # the fourth was sent before anyone could know
-    assert (int(state.step), int(state.opt_state), state.params.tolist()) == (2, 2, [3.0, 3.0])
-
-
 def test_broken_steps_are_left_out_kept_and_counted(run, tmp_path, capsys):
     session = run()
     assert session.trained.compilations == 1
     state = session.trained.state
     assert int(state.step) == 8
-    assert int(optax.tree.get(state.opt_state, "count", filtering=lambda path, _: "ScaleByAdam" in str(path))) == 5
+    # Adam's and the schedule's counts: neither the three nor what was sent after them has counted.
+    assert [int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0] == [5, 5]
     records = read_metrics(tmp_path / "run")
     assert [(r["step"], r["train/nonfinite"]) for r in records if "train/nonfinite" in r] == [(4, 1), (5, 2), (8, 3)]
     # What is due at a step is due without its update, too.
