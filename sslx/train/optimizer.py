@@ -81,7 +81,7 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The chain: clip, moments, decay, trust ratio (LAMB), layer-wise rates, learning rate, freezing.
 
-    Its ``update`` also takes ``held`` bool[]: where that is True its state stays as it is, and its updates mean nothing.
+    Its ``update`` also takes ``held`` bool[]: where it is True, the state stays as it is and the updates mean nothing.
 
     Args:
       config: The optimizer's settings.

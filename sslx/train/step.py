@@ -60,8 +60,8 @@ def make_train_step(
     ``grad_norm``, that of each part of the model (``grad_norm/encoder/transformer``) and ``learning_rate``.
 
     ``held`` bool[] is the ``metrics["held"]`` of the step before, False for the first. From the first loss or gradient
-    on that is not finite it is True and the state stays as it is: the steps that the host has sent after the broken one,
-    before it could know, are void, and the state is the one that the broken step began with. Nothing waits for the
+    on that is not finite it is True and the state stays as it is: the steps that the host has sent after the broken
+    one, before it could know, are void, and the state is the one that the broken step began with. Nothing waits for the
     host, and what it does about it does not depend on when it sees it. Without ``held``, nothing is looked at.
 
     Raises:
