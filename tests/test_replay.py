@@ -69,7 +69,7 @@ def test_a_gradient_that_breaks_beside_a_finite_loss_is_named_with_its_parameter
     arguments = ["--config=pretrain.py", "--workdir=run", "--config.pretext.name=broken:RootOfZero"]
     ended = entries.run("main", *arguments, folder=folder)
     assert ended.code == 1
-    assert "gradient norm nan) at step 1; the newest checkpoint is none" in ended.stderr
+    assert "(gradient norm nan) at step 1; the newest checkpoint is none" in ended.stderr
     said = entries.run("replay", "--run=run", "--step=1", folder=folder).stdout.splitlines()
     assert "(backward pass)" in said[1]
     assert line_of("jnp.sqrt") in said[1]
@@ -80,6 +80,7 @@ def test_a_learning_rate_that_is_far_too_high_breaks_a_module_that_is_named(entr
     arguments = ["--config=pretrain.py", "--workdir=run", "--config.optimizer.learning_rate=1e30"]
     ended = entries.run("main", *arguments, folder=folder)
     assert ended.stderr.startswith("error: the training loss is ")
+    assert ended.stderr.count("\n") == 1
     assert ended.code == 1
     said = entries.run("replay", "--run=run", folder=folder).stdout.splitlines()
     assert " in BertForPretraining/" in said[1]
