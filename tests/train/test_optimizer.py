@@ -191,10 +191,11 @@ def test_a_held_update_leaves_the_whole_state_as_it_is_to_the_bit(data, changes)
     broken = jax.tree.map(lambda gradient: gradient * np.nan, nested(data[2]))
     _, held = update(broken, before, params, held=jnp.bool_(True))
     jax.tree.map(np.testing.assert_array_equal, held, before)
-    moved, after = update(nested(data[2]), before, params, held=jnp.bool_(False))
+    found, after = update(nested(data[2]), before, params, held=jnp.bool_(False))
     expected, _ = update(nested(data[2]), before, params)
-    assert_close([flat(moved)], [flat(expected)])
-    assert all((one != other).any() for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    assert_close([flat(found)], [flat(expected)])
+    moved = [(one != other).any() for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
+    assert sum(moved) >= len(SHAPES) - 2 * ("freeze" in changes)
 
 
 def formula(schedule, step, total, warmup, peak, final, share):
