@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from sslx.errors import UserError
 from sslx.objective import Term
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import train
+from sslx.train import nonfinite
 from sslx.train.checkpoint import read_variables
 from sslx.train.metrics import read_metrics
 from sslx.train.nonfinite import kept_steps, read_captured
@@ -82,10 +82,15 @@ def test_skipping_is_the_same_to_the_bit_when_the_run_is_cut_between_broken_step
     assert (kept["skipped"], kept["last_skipped"], kept["in_succession"]) == (3, 8, 1)
 
 
-def test_too_many_in_succession_stop_the_run(run, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"at step 5, the last of 2 in succession; the newest checkpoint is 4"):
+def test_too_many_in_succession_stop_the_run_and_no_more_are_kept_than_it_says(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(nonfinite, "MOST_KEPT", 1)
+    with pytest.raises(
+        FloatingPointError, match=r"at step 5, the last of 2 in succession; the newest .* is 4"
+    ) as ended:
         run(skip_at_most=1)
-    assert kept_steps(tmp_path / "run") == [4, 5]
+    assert kept_steps(tmp_path / "run") == [4]
+    assert "sslx.replay --run=" in capsys.readouterr().out
+    assert "sslx.replay" not in str(ended.value)
 
 
 def test_a_run_stops_at_the_first_one_unless_told_otherwise_and_can_go_on_when_told(run, tmp_path):
@@ -94,12 +99,6 @@ def test_a_run_stops_at_the_first_one_unless_told_otherwise_and_can_go_on_when_t
     ):
         run(on_nonfinite="stop")
     assert int(run().trained.state.step) == 8
-
-
-def test_no_more_than_three_steps_of_a_run_are_kept(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "BROKEN", (0, 2, 4, 6))
-    run()
-    assert kept_steps(tmp_path / "run") == [1, 3, 5]
 
 
 def test_a_step_that_was_not_kept_is_told_with_those_that_were(tmp_path):
