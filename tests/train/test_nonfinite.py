@@ -84,13 +84,11 @@ def test_skipping_is_the_same_to_the_bit_when_the_run_is_cut_between_broken_step
 
 def test_too_many_in_succession_stop_the_run_and_no_more_are_kept_than_it_says(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(nonfinite, "MOST_KEPT", 1)
-    with pytest.raises(
-        FloatingPointError, match=r"at step 5, the last of 2 in succession; the newest .* is 4"
-    ) as ended:
+    with pytest.raises(FloatingPointError, match=r"at step 5, the last of 2 in succession; the newest .* is 4") as end:
         run(skip_at_most=1)
     assert kept_steps(tmp_path / "run") == [4]
     assert "sslx.replay --run=" in capsys.readouterr().out
-    assert "sslx.replay" not in str(ended.value)
+    assert "sslx.replay" not in str(end.value)
 
 
 def test_a_run_stops_at_the_first_one_unless_told_otherwise_and_can_go_on_when_told(run, tmp_path):
