@@ -110,6 +110,41 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiagnosticsConfig:
+    """What is measured of the features of held-out rows in evaluations: spread, effective rank, uniformity."""
+
+    rows: int = 512  # 0: nothing is
+    every: int = 1  # evaluations
+    views: int = 0  # random ones of each row, for alignment and LiDAR; each costs as much as the rows do
+
+    def __post_init__(self):
+        for name, least in {"rows": 0, "every": 1, "views": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"config.diagnostics.{name} is {getattr(self, name)}; expected at least {least}")
+        if self.views == 1:
+            raise UserError("config.diagnostics.views is 1; expected 0, or at least 2 to compare")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmsConfig:
+    """What of an evaluation after the warm-up is a sign that training goes wrong; see `sslx.train.alarms`."""
+
+    evaluations: int = 3  # in succession with a sign, before its alarm is raised
+    stop: bool = False  # an alarm ends the run
+    chance_band: float = 0.02  # share of the chance value that a loss is away from it
+    std_floor: float = 0.01  # of the features' spread
+    std_share: float = 0.1  # of the most that the spread was
+    rank_floor: float = 1.5  # of the features' effective rank
+    entropy_band: float = 0.02  # share of the most that an entropy can be
+
+    def __post_init__(self):
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "stop"):
+            least = 1 if name == "evaluations" else 0
+            if getattr(self, name) < least:
+                raise UserError(f"config.alarms.{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
 class OnlineConfig:
     """Probes of the features while a pretext task trains, of data that has labels; they change nothing about it."""
 
@@ -136,6 +171,8 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 256  # rows in one update, over all devices
     micro_batches: int = 1  # the batch is split in this many for memory, with the same gradient
+    on_nonfinite: str = "stop"  # stop | skip (the update is left out): a step whose loss or gradient is not finite
+    skip_at_most: int = 5  # such steps in succession; with one more the run stops all the same
     init: str = ""  # what the encoder starts from: a run (its newest checkpoint), or a folder of published weights
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
@@ -143,6 +180,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     online: OnlineConfig = OnlineConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self):
@@ -164,6 +203,7 @@ class RunConfig:
         for name, value, valid in (
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "linear", "cosine", "trapezoid")),
             ("checkpoint.best_mode", self.checkpoint.best_mode, ("min", "max")),
+            ("on_nonfinite", self.on_nonfinite, ("stop", "skip")),
         ):
             if value not in valid:
                 raise UserError(f"unknown config.{name} {value!r}; {nearest(str(value), valid)}")
@@ -184,6 +224,7 @@ LEAST = {
     "steps": 1,
     "batch_size": 1,
     "micro_batches": 1,
+    "skip_at_most": 1,
     "optimizer.warmup_steps": 0,
     "optimizer.schedule_steps": 1,
     "checkpoint.every_steps": 1,
@@ -203,10 +244,14 @@ LEAST = {
 # Keys a resumed run may change: they decide how long, where and how visibly it runs, not what it computes.
 RESUMABLE = (
     "steps",
+    "on_nonfinite",
+    "skip_at_most",
     "mesh",
     "hosts",
     "checkpoint",
     "eval",
+    "diagnostics",
+    "alarms",
     "log",
     "data.cache_dir",
     "data.tfds_dir",

@@ -1,6 +1,6 @@
 """What every command line entry shares: flags, help, one-line errors and exit codes.
 
-Exit codes: 0 done or saved on a signal, 2 the user's mistake, 1 anything else.
+Exit codes: 0 done or saved on a signal, 2 the user's mistake, 3 ended by an alarm, 1 anything else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError, UnsupportedOperationError
 
-from sslx.errors import Unavailable, UserError, nearest
+from sslx.errors import Alarmed, Unavailable, UserError, nearest
 from sslx.runtime import ignore_absent_tpu
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
@@ -88,6 +88,8 @@ def _run(start: Callable[[], None], parse: Callable[[list[str]], list[str]], tel
         _end(error, 2)
     except (FloatingPointError, Unavailable) as error:  # the run has diverged, or lost a host or a store
         _end(error, 1)
+    except Alarmed as alarm:
+        _end(alarm, 3)
     except KeyboardInterrupt:
         sys.exit(1)
 

@@ -25,6 +25,10 @@ class MissingField(UserError):
         return f"{self.said}; --{self.key}=NAME reads another"
 
 
+class Alarmed(Exception):
+    """An alarm has ended the run, as its config asks; entries print it as one line and exit with 3."""
+
+
 class Unavailable(RuntimeError):
     """Something outside the run is gone that may come back, a host or a store: the same command may succeed later."""
 

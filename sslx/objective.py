@@ -83,6 +83,8 @@ class Objective(abc.ABC):
     # Rows of the training data that evaluation compares held-out rows with, and how many of these; 0: none.
     bank_rows: ClassVar[int] = 0
     compared_rows: ClassVar[int] = 0
+    # What usually helps against an alarm, by the alarm's name, where it is something else than in general.
+    remedies: ClassVar[Mapping[str, str]] = {}
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 
@@ -148,6 +150,13 @@ class Objective(abc.ABC):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         """Features of rows, float32, from what ``encoder`` returned."""
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch | None:
+        """A random view of each row, as ``encode`` takes rows, that features should hardly depend on; None: has none.
+
+        Diagnostics compare several of them; training asks ``views``.
+        """
+        return None
+
     @abc.abstractmethod
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         """Model FLOPs of one training step (forward and backward, no recomputation) on a batch of these shapes."""
@@ -159,6 +168,11 @@ class Objective(abc.ABC):
     def chance(self, statistics: Mapping[str, float]) -> float | None:
         """The loss of a guessing or collapsed model, from corpus statistics; None where nothing is known."""
         return None
+
+    def entropies(self) -> Mapping[str, tuple[float, str]]:
+        """Metrics that are entropies of answers, with the most that each can be and the metric of the divergence that
+        is 0 where all rows have the same answers: a teacher's, which alarms watch."""
+        return {}
 
     def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Evaluation metrics that follow from others, such as perplexity; on the host."""

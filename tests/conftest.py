@@ -96,6 +96,7 @@ def tiny_changes(corpus_file):
         "optimizer.warmup_steps": 2,
         "eval.every_steps": 1000,
         "eval.examples": 0,
+        "diagnostics.rows": 0,
         "checkpoint.every_steps": 1000,
         "log.every_steps": 1,
     }

@@ -23,21 +23,39 @@ FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py") 
 MILLIONS = {"tiny": 4.4, "mini": 11.2, "small": 29.0, "base": 109.5, "large": 335.2}  # without pooler and sentence head
 
 
-def shapes(file, argument=""):
-    """Boxed parameters of a config at full size; its optimizer is built over them too."""
+def shapes(file, argument="", *, features=False):
+    """Boxed parameters of a config at full size; its optimizer is built over them too, and its features if asked."""
     written = load_config(CONFIGS / file, argument).to_dict()
     config = run_config(written, part_of(written))
     objective, row = objective_class(written).abstract(written)
     batch = {name: np.zeros((1, *leaf.shape), leaf.dtype) for name, leaf in row.items()} | {"row": np.zeros(1, int)}
-    boxed = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch))["params"]
+    variables = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch))
+    boxed = variables["params"]
+    if features:
+        whole, varied = (jax.eval_shape(of, unbox(variables), batch) for of in _features(objective))
+        assert (whole.dtype, varied) in ((np.float32, whole), (np.float32, None))
+        assert whole.shape[0] == 1
     make_optimizer(config.optimizer, make_schedule(config.optimizer, config.steps), boxed)
     assert objective.flops({name: array.shape for name, array in batch.items()}) > 0
     return boxed
 
 
+def _features(objective):
+    """What diagnostics ask: features of rows as they are, and of random views of them, if it draws any."""
+
+    def whole(variables, batch):
+        return objective.encode(objective.encoder(variables["params"], variables["state"]), batch)
+
+    def varied(variables, batch):
+        seen = objective.variant(batch, jax.random.key(0))
+        return None if seen is None else whole(variables, seen)
+
+    return whole, varied
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_builds_and_names_the_axes_of_its_parameters(file):
-    for leaf in jax.tree.leaves(shapes(file), is_leaf=is_box):
+    for leaf in jax.tree.leaves(shapes(file, features=True), is_leaf=is_box):
         assert is_box(leaf)
         assert set(leaf.names) - {None} <= set(PARAMETER_AXES)
 

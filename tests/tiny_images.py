@@ -52,6 +52,7 @@ def tiny_images(name: str, argument: str = "", **changes: Any) -> ml_collections
         "optimizer.learning_rate": 3e-3,
         "eval.every_steps": 1000,
         "eval.examples": 0,
+        "diagnostics.rows": 0,
         "checkpoint.every_steps": 1000,
         "checkpoint.best_metric": "eval/loss",
         "checkpoint.best_mode": "min",

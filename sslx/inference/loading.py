@@ -67,7 +67,7 @@ def modality_of(run: str | Path) -> str:
       UserError: there is no run.
     """
     check(run)
-    return objective_class(_written(run)).modality
+    return objective_class(written_of(run)).modality
 
 
 def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
@@ -82,9 +82,9 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     """
     ignore_absent_tpu()
     check(run)
-    written = _written(run)
+    written = written_of(run)
     step = chosen_step(Path(run), written, step)
-    folder = _local(Path(run))
+    folder = local(Path(run))
     objective = objective_class(written).restored(written, folder)
     tokenizer, words = saved_tokenizer(folder) if objective.modality == "text" else (None, None)
     return LoadedRun(
@@ -99,14 +99,14 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
     )
 
 
-def _written(run: str | Path) -> dict[str, Any]:
+def written_of(run: str | Path) -> dict[str, Any]:
     written = read_config(Path(run))
     if is_published(written):
         raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")
     return written
 
 
-def _local(run: Path) -> LocalPath:
+def local(run: Path) -> LocalPath:
     """The folder, or where it is far away a copy of what lies beside its checkpoints."""
     if not is_remote(run):
         return LocalPath(run)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -160,6 +160,10 @@ class Electra(TextPretext):
     """The objective of ``config.pretext.name = "electra"``."""
 
     pretext_config = ElectraConfig
+    remedies: ClassVar[Mapping[str, str]] = {
+        "no_learning": "a lower learning rate or a longer warm-up; a smaller config.pretext.generator_width if "
+        "eval/discriminator_gain is 0, as it is where the discriminator has one answer for all tokens"
+    }
 
     pretext: ElectraConfig
     model: BertConfig  # the discriminator's
@@ -233,6 +237,9 @@ class Electra(TextPretext):
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length"]:
         """The discriminator's: above 0 where a token is held to be replaced."""
         return self.module.apply({"params": params}, batch, deterministic=True, method="discriminate")
+
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return batch | {"tokens": self.views(batch, key, jnp.zeros((), jnp.int32), train=True)["masked"]}
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

@@ -108,6 +108,9 @@ class ImagePretext(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return batch | {"image": self.view(batch, key, self.pretext.augment, train=True)}
+
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         shape = "x".join(map(str, batch["image"].shape[1:]))
         return [{"picture": f"{shape}, mean {image.mean():.0f} of 255"} for image in batch["image"]]

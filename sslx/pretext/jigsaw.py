@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,9 @@ class Jigsaw(ContextTask):
     """The objective of ``config.pretext.name = "jigsaw"``."""
 
     pretext_config = JigsawConfig
+    remedies: ClassVar[Mapping[str, str]] = {
+        "no_learning": "fewer config.pretext.permutations, more steps, a learning rate ten times higher or lower"
+    }
 
     pretext: JigsawConfig
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -81,6 +81,10 @@ class MaskedLanguageModel(TextPretext):
     """The objective of ``config.pretext.name = "mlm"``."""
 
     pretext_config = MaskedLanguageModelConfig
+    remedies: ClassVar[Mapping[str, str]] = {
+        "no_learning": "a lower learning rate or a longer warm-up; config.model.norm_position=pre, since layers that "
+        "are normalised after their sum stay there longest; a mask_ratio nearer to 0.15"
+    }
 
     pretext: MaskedLanguageModelConfig
     model: BertConfig
@@ -128,6 +132,9 @@ class MaskedLanguageModel(TextPretext):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
+
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return self.views(batch, key, jnp.zeros((), jnp.int32), train=True)
 
     def logits(self, params: Any, state: Any, batch: Batch) -> Float[Array, "batch length vocab"]:
         everywhere = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -122,6 +122,11 @@ class SpanContext(TextPretext):
     """The objective of ``config.pretext.name = "span_context"``."""
 
     pretext_config = SpanContextConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "a teacher that follows more slowly (config.pretext.ema_start and ema_end nearer to 1), a lower learning rate, "
+        "config.pretext.target_norm=instance",
+    )
     unit = ""
 
     pretext: SpanContextConfig
@@ -205,6 +210,9 @@ class SpanContext(TextPretext):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         x = BertEncoder(self.model, self.vocabulary.size).apply(variables, batch, deterministic=True)
         return mean_pool(x, batch["segment_ids"])
+
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return batch | {"tokens": self.views(batch, key, jnp.zeros((), jnp.int32), train=True)["masked"]}
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows, length = batch_shapes["tokens"]

@@ -162,19 +162,26 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            # TensorStore raises ValueError with the system's words somewhere in a long message.
-            reason = next((words for words in DISK_ERRORS if words in str(error)), None)
-            if reason is None and not isinstance(error, OSError):
-                raise
+        def kept() -> str:
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 partial.rmtree(missing_ok=True)
-            kept = f"step {self.steps()[-1]} is safe" if self.steps() else "no earlier checkpoint"
-            raise UserError(
-                f"cannot write a checkpoint in {self._folder}: {reason or first_line(error)}; {kept}"
-            ) from None
+            return f"; step {self.steps()[-1]} is safe" if self.steps() else "; no earlier checkpoint"
+
+        with _explained(f"cannot write a checkpoint in {self._folder}", kept):
+            yield
+
+
+@contextlib.contextmanager
+def _explained(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """Turns what a disk says that is full or not writable into one line, which ``kept()`` ends."""
+    try:
+        yield
+    except Exception as error:
+        # TensorStore raises ValueError with the system's words somewhere in a long message.
+        reason = next((words for words in DISK_ERRORS if words in str(error)), None)
+        if reason is None and not isinstance(error, OSError):
+            raise
+        raise UserError(f"{what}: {reason or first_line(error)}{kept()}") from None
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -239,6 +246,32 @@ def read_variables(run: Path, step: int | None = None) -> dict[str, Any]:
             return reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True))
     except Exception as error:
         raise UserError(f"checkpoint {path.parent} cannot be read: {first_line(error)}") from None
+
+
+def write_arrays(folder: Path, tree: dict[str, Any]) -> None:
+    """Writes a tree of arrays, in place of what the folder holds; each host writes its parts.
+
+    Raises:
+      UserError: the disk is full or not writable.
+    """
+    with _explained(f"cannot write {folder}"), ocp.StandardCheckpointer() as writer:
+        writer.save(folder, tree, force=True)
+
+
+def read_arrays(folder: Path) -> dict[str, Any]:
+    """Reads what `write_arrays` has written, as NumPy arrays.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with _quietly(), _reader(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            item = jax.tree.map(lambda _: 0, tree)
+            return reader.restore(folder, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy))
+    except Exception as error:
+        raise UserError(f"{folder} cannot be read: {first_line(error)}") from None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.data.batches import EvalBatches, RandomAccessRows, SomeRows
+from sslx.errors import UserError
+from sslx.train.diagnostics import measured
 from sslx.train.hosts import progress
 from sslx.train.program import Program
 from sslx.train.step import divided, finish_means
@@ -71,6 +73,33 @@ class Evaluator:
             means = found if means is None else jax.tree.map(lambda a, b: a + b, means, found)
             progress("evaluating")
         return divided(jax.device_get(means))
+
+    def diagnose(self, params: Any, state: Any, rows: RandomAccessRows) -> dict[str, float]:
+        """What `diagnostics` says of the features of some held-out rows, always the same ones."""
+        config, parts = self._program.config, []
+        held = SomeRows(rows, config.diagnostics.rows, config.seed)
+        for batch in EvalBatches(held, self._batch_size, self._sharding):
+            del batch["valid"]  # the rows that fill up the last batch stand at its end
+            found = jax.device_get(self._program.features_step(params, state, batch))
+            parts.append([np.asarray(of, np.float32)[: len(held) - len(parts) * self._batch_size] for of in found])
+            progress("evaluating")
+        return measured(*(np.concatenate(of) for of in zip(*parts, strict=True)))
+
+    def check_variants(self, rows: RandomAccessRows) -> None:
+        """Refuses views for diagnostics of an objective that draws none.
+
+        Raises:
+          UserError: it does not.
+        """
+        views = self._program.config.diagnostics.views
+        if not views:
+            return
+        batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
+        if jax.eval_shape(self._objective.variant, batch, jax.random.key(0)) is None:
+            raise UserError(
+                f"config.diagnostics.views is {views}; {type(self._objective).__name__} draws no random views of a "
+                "row, expected 0"
+            )
 
     def metric_names(self, params: Any, state: Any, rows: RandomAccessRows) -> list[str]:
         """The names of the metrics that a call gives, without computing them; params and state may be abstract."""

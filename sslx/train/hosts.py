@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from sslx.config import HostsConfig
 from sslx.data.cache import tell_on
-from sslx.errors import Unavailable, UserError, first_line
+from sslx.errors import Alarmed, Unavailable, UserError, first_line
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
 from sslx.train.sharding import one_per_device
@@ -94,14 +94,15 @@ def joined(config: HostsConfig) -> Iterator[None]:
             pass
     except BaseException as error:
         reason = first_line(error)
-        if not isinstance(error, (UserError, Unavailable, FloatingPointError, KeyboardInterrupt, SystemExit)):
+        own = (UserError, Unavailable, Alarmed, FloatingPointError, KeyboardInterrupt, SystemExit)
+        if not isinstance(error, own):
             # The runtime says "connection closed by peer"; who it was shows a few heartbeats later.
             lost = _joined.watch.blame()
             if lost:
                 _joined.watch.leave(lost, 1)
                 raise Unavailable(lost) from error
             reason = f"{type(error).__name__}: {reason}"
-        _joined.watch.leave(reason, 2 if isinstance(error, UserError) else 1)
+        _joined.watch.leave(reason, {UserError: 2, Alarmed: 3}.get(type(error), 1))
         raise
     _joined.watch.stop()
     _joined = None

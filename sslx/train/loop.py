@@ -23,15 +23,19 @@ from jax.sharding import Mesh
 
 from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
-from sslx.errors import UserError
+from sslx.errors import Alarmed
 from sslx.objective import Objective
+from sslx.runtime import display
 from sslx.train import memory, sharding
+from sslx.train.alarms import Alarms
 from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
 from sslx.train.hosts import Votes, agree, progress, together
+from sslx.train.kept import Progress
 from sslx.train.metrics import MetricsWriter, draw_curves
+from sslx.train.nonfinite import capture
 from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
 from sslx.train.step import TrainState
@@ -72,6 +76,7 @@ class Trainer:
             data.train, order, config.batch_size, self.program.batch_sharding, config.seed, packed=packed
         )
         self.evaluator = Evaluator(self.program, data.train)
+        self.evaluator.check_variants(data.eval)
 
     def run(
         self, workdir: Path, console: Console, written: dict[str, Any], start: Callable[[], TrainState] | None = None
@@ -86,7 +91,8 @@ class Trainer:
 
         Raises:
           UserError: the disk is full, a device has too little memory, or every checkpoint is damaged.
-          FloatingPointError: the loss is not finite.
+          Alarmed: there is an alarm, and the config says to stop.
+          FloatingPointError: a loss or a gradient is not finite, and the config does not say to skip its step.
         """
         program = self.program
         explained = functools.partial(memory.explained, self.config, written["model"], program.mesh)
@@ -99,6 +105,8 @@ class Trainer:
             kept = Progress.resumed(saved, self.config, self.data.statistics.get("fingerprint", ""))
             if restored:
                 console.say(f"resumed at step {step} of {self.config.steps}")
+            if kept.alarms["raised"] and self.config.alarms.stop and step < self.config.steps:
+                raise Alarmed(f"{_stopped_by(kept, step)}; --config.alarms.stop=False goes on")
             if step >= self.config.steps or kept.exhausted(self.config.eval.patience):
                 return Trained(state, self.evaluator, checkpoints, {}, "", 0)
             if restored and float(program.schedule(self.config.steps - 1)) <= 0.0:
@@ -115,7 +123,7 @@ class Trainer:
             progress("the first step", step)
             log = self.config.log
             writer = MetricsWriter(workdir, step if restored else 0, log.wandb, written)
-            loop = _Loop(self, checkpoints, writer, console, kept, request)
+            loop = _Loop(self, workdir, checkpoints, writer, console, kept, request)
             try:
                 state = loop.run(state, step)
             finally:
@@ -125,44 +133,29 @@ class Trainer:
             checkpoints.wait()
             if jax.process_index() == 0:
                 draw_curves(workdir, self.objective.chance(self.data.statistics), self.objective.unit)
+            if kept.alarms["raised"] and self.config.alarms.stop:
+                raise Alarmed(f"{_stopped_by(kept, int(state.step))}, which is saved")
         return Trained(
             state, self.evaluator, checkpoints, loop.evaluated, loop.stopped_by, program.train_step._cache_size()
         )
 
 
-@dataclasses.dataclass
-class Progress:
-    """What resuming needs beside the arrays; saved with every checkpoint as JSON."""
+def _stopped_by(kept: Progress, step: int) -> str:
+    return f"the run was stopped by its alarm {' and '.join(kept.alarms['raised'])} at step {step}"
 
-    metric: str = ""  # what ``best`` is a value of, and which way is better: "eval/loss min"
-    best: float | None = None
-    best_step: int | None = None
-    failures: int = 0  # evaluations since the best
-    data: str = ""  # fingerprint of the prepared data
 
-    def exhausted(self, patience: int | None) -> bool:
-        """Whether the run has failed to improve for too long; asked anew on resuming, since patience may be raised."""
-        return patience is not None and self.failures >= patience
+class _NotFinite(Exception):
+    """A step has been read whose loss or gradient is not finite; it and those sent after it have changed nothing."""
 
-    @classmethod
-    def resumed(cls, saved: dict[str, Any], config: RunConfig, fingerprint: str) -> Progress:
-        """What was saved, as this config goes on with it: another metric to select by starts a new search.
+    def __init__(self, step: int, metrics: dict[str, float]):
+        self.step, self.metrics = step, metrics
 
-        Raises:
-          UserError: the data is not that of the run.
-        """
-        kept = cls(**{name: value for name, value in saved.items() if name in cls.__dataclass_fields__})
-        metric = f"{config.checkpoint.best_metric} {config.checkpoint.best_mode}"
-        if saved and kept.metric != metric:
-            kept = cls(data=kept.data)
-        kept.metric = metric
-        if kept.data and kept.data != fingerprint:
-            raise UserError(
-                "the training data has changed since this run was started (files, splits or package versions), so its "
-                "rows would not be the same; restore the data or give another --workdir"
-            )
-        kept.data = fingerprint
-        return kept
+
+def beside_chance(loss: float, chance: float | None) -> str:
+    """`` (2.202 below chance)``, or nothing where that is not known."""
+    if chance is None:
+        return ""
+    return f" ({abs(chance - loss):.3f} {'below' if loss < chance else 'above'} chance)"
 
 
 class _Loop:
@@ -171,13 +164,14 @@ class _Loop:
     def __init__(
         self,
         trainer: Trainer,
+        workdir: Path,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         console: Console,
         kept: Progress,
         request: StopRequest,
     ):
-        self._trainer, self._config = trainer, trainer.config
+        self._trainer, self._config, self._workdir = trainer, trainer.config, workdir
         self._checkpoints, self._writer, self._console = checkpoints, writer, console
         self._progress, self._request = kept, request
         self._pending: collections.deque = collections.deque()  # (step, device metrics), oldest first
@@ -191,53 +185,113 @@ class _Loop:
         self.evaluated: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
-        config, program, saved_at, saved_step = self._config, self._trainer.program, time.monotonic(), start
-        self._console.start(start, config.steps)
+        self._console.start(start, self._config.steps)
+        self._state, self._saved_at, self._last = state, time.monotonic(), False
         self._restart_clock()
-        batches = self._trainer.batches.stream(start, config.steps)
+        left_out = False
+        while not self._last:
+            try:
+                if left_out:
+                    self._after(start)  # what is due at a step is due without its update, too
+                if not self._last:
+                    self._train(start)
+            except _NotFinite as found:
+                self._leave_out(found)
+                start, left_out = found.step, True
+        self._drain()
+        return self._state
+
+    def _train(self, start: int) -> None:
+        """Goes on from the step ``start``, counted from 1, to the last one.
+
+        Raises:
+          _NotFinite: a step is.
+        """
+        config, program = self._config, self._trainer.program
+        held, batches = program.nothing_held(), self._trainer.batches.stream(start, config.steps)
         try:
             for step, batch in enumerate(batches, start + 1):
                 # The clock of host 0 counts for all: those of others may differ, and a save takes everyone.
-                overdue = (
-                    jax.process_index() == 0 and time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+                overdue = jax.process_index() == 0 and (
+                    time.monotonic() - self._saved_at > 60 * config.checkpoint.every_minutes
                 )
                 votes = self._votes(stop=self._request.number, save=overdue)
-                state, metrics = program.train_step(state, batch, votes)
+                self._state, metrics = program.train_step(self._state, batch, votes, held)
+                held = metrics["held"]
                 self._pending.append((step, metrics))
                 if len(self._pending) > IN_FLIGHT:
                     self._read_one()
-                evaluated, exhausted = None, False
-                if step % config.eval.every_steps == 0 or step == config.steps:
-                    evaluated = self._evaluate(state, step)
-                    exhausted = self._progress.exhausted(config.eval.patience)
-                last = step == config.steps or exhausted or bool(self.stopped_by)
-                improved = evaluated is not None and self._progress.best_step == step
-                due = step % config.checkpoint.every_steps == 0 or self._save_voted
-                if due or improved or last:
-                    self._drain()
-                    self._writer.flush()
-                    self._checkpoints.save(state, step, dataclasses.asdict(self._progress), evaluated)
-                    progress("saving", step)
-                    saved_at, saved_step, self._save_voted = time.monotonic(), step, False
-                    self._restart_clock()
-                if last:
+                self._after(step)
+                if self._last:
                     break
         finally:
             batches.close()
-        self._drain()
-        assert saved_step == step
-        return state
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _after(self, step: int) -> None:
+        """Evaluates and saves, if it is time to."""
+        config, evaluated, exhausted = self._config, None, False
+        if step % config.eval.every_steps == 0 or step == config.steps:
+            evaluated = self._evaluate(step)
+            exhausted = self._progress.exhausted(config.eval.patience)
+        alarmed = config.alarms.stop and bool(self._progress.alarms["raised"])
+        last = step == config.steps or exhausted or alarmed or bool(self.stopped_by)
+        improved = evaluated is not None and self._progress.best_step == step
+        due = step % config.checkpoint.every_steps == 0 or self._save_voted
+        if due or improved or last:
+            self._drain()
+            self._writer.flush()
+            self._checkpoints.save(self._state, step, dataclasses.asdict(self._progress), evaluated)
+            progress("saving", step)
+            self._saved_at, self._save_voted = time.monotonic(), False
+            self._restart_clock()
+        self._last = last
+
+    def _leave_out(self, found: _NotFinite) -> None:
+        """Keeps a step that is not finite, and passes over it if the config says so.
+
+        Raises:
+          FloatingPointError: it does not, or there were too many in succession.
+        """
+        config, kept, step, metrics = self._config, self._progress, found.step, found.metrics
+        self._pending.clear()
+        self._checkpoints.wait()  # one may be half written
+        progress("keeping a step", step, limited=False)
+        batch = self._trainer.batches.at(step - 1)
+        folder, written = capture(self._workdir, step, self._state, batch, metrics, config.seed)
+        kept.skip(step)
+        self._writer.scalars(step, {"train/nonfinite": float(kept.skipped)})
+        what = f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}"
+        how = f"python -m sslx.replay --run={display(self._workdir)} --step={step} names the operation it comes from"
+        if config.on_nonfinite == "stop" or kept.in_succession > config.skip_at_most:
+            many = f", the last of {kept.in_succession} in succession" if kept.in_succession > 1 else ""
+            raise FloatingPointError(
+                f"{what}{many}; the newest checkpoint is {(self._checkpoints.steps() or ['none'])[-1]}. "
+                f"A lower learning rate or a longer warm-up often helps{'; ' + how if written else ''}."
+            )
+        seen = f"kept in {display(folder)}; {how}" if written else "not kept, as the run has kept others"
+        self._console.say(f"note: {what}; its update is left out ({kept.skipped} in this run). It is {seen}")
+        next_step = jax.jit(lambda step: step + 1, out_shardings=self._state.step.sharding)
+        self._state = self._state.replace(step=next_step(self._state.step))
+        self._restart_clock()
+
+    def _evaluate(self, step: int) -> dict[str, float]:
         self._drain()
-        config, trainer = self._config, self._trainer
+        config, trainer, state = self._config, self._trainer, self._state
         progress("evaluating", step, limited=False)  # the first time, it compiles
-        metrics, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
+        found, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+        due = step % (config.diagnostics.every * config.eval.every_steps) == 0 or step == config.steps
+        if config.diagnostics.rows and due:
+            metrics |= trainer.evaluator.diagnose(state.params, state.state, trainer.data.eval)
         # Scores are made on each host's processor, and what follows from them must be the same on all.
-        metrics = agree("an evaluation", {f"eval/{name}": value for name, value in metrics.items()})[0]
+        metrics = agree("an evaluation", metrics)[0]
         self.evaluated = metrics
         self._writer.scalars(step, metrics)
-        self._console.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        chance = trainer.objective.chance(trainer.data.statistics)
+        said = {name: f"{name} {value:.4f}" for name, value in metrics.items()}
+        said["eval/loss"] += beside_chance(metrics["eval/loss"], chance)
+        self._console.say(f"step {step}  " + "  ".join(said.values()))
+        self._sound(metrics, chance, step)
         if config.eval.examples:
             found = trainer.evaluator.examples(state.params, state.state, trainer.data.eval, config.eval.examples)
             rows = trainer.objective.show(found) if found else []
@@ -248,6 +302,22 @@ class _Loop:
         self._judge(metrics, step)
         self._restart_clock()
         return metrics
+
+    def _sound(self, metrics: dict[str, float], chance: float | None, step: int) -> None:
+        """Raises the alarms that an evaluation gives reason to, once the warm-up is over."""
+        config, alarms = self._config, Alarms.of(self._progress.alarms)
+        if step <= config.optimizer.warmup_steps:
+            return
+        before = list(alarms.raised)
+        lines = alarms.judge(metrics, self._trainer.objective, chance, config.alarms)
+        for name, line in lines.items():
+            self._console.say(line)
+            self._writer.alarm(step, name, line)
+        for name in before:
+            if name not in alarms.raised:
+                self._console.say(f"note: the alarm {name} is over")
+                self._writer.scalars(step, {f"alarm/{name}": 0.0})
+        self._progress.alarms = dataclasses.asdict(alarms)
 
     def _judge(self, metrics: dict[str, float], step: int) -> None:
         """Keeps the best and decides about stopping early."""
@@ -275,25 +345,24 @@ class _Loop:
             self._read_one()
 
     def _read_one(self) -> None:
-        """Waits for the oldest step in flight, and logs it if it is its turn."""
+        """Waits for the oldest step in flight, and logs it if it is its turn.
+
+        Raises:
+          _NotFinite: its loss or gradient is.
+        """
         step, metrics = self._pending.popleft()
-        metrics = jax.device_get(metrics)
-        stop, save = metrics.pop("votes").tolist()
-        self.stopped_by = self.stopped_by or (signal.Signals(stop).name if stop else "")
+        (stop, save), held = jax.device_get((metrics.pop("votes"), metrics.pop("held")))
+        # Of every step, logged or not: a checkpoint must not hold what a broken step would have left.
+        if held:
+            raise _NotFinite(step, {name: float(metrics[name]) for name in ("loss", "grad_norm")})
+        self.stopped_by = self.stopped_by or (signal.Signals(int(stop)).name if stop else "")
         self._save_voted = self._save_voted or bool(save)
         progress("training", step)
-        # Of every step, logged or not: a checkpoint must not hold what a broken step has left.
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._checkpoints.wait()  # one may be half written
-            raise FloatingPointError(
-                f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}; "
-                f"the newest checkpoint is {(self._checkpoints.steps() or ['none'])[-1]}. "
-                "A lower learning rate or a longer warm-up often helps."
-            )
         self._counted += 1
         self._console.advance(step)
         if step % self._config.log.every_steps and step != self._config.steps and not self._last_before_stop(step):
             return
+        metrics = jax.device_get(metrics)
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
         elapsed = max(time.monotonic() - self._clock, 1e-9)
         rate = self._counted / elapsed

@@ -42,8 +42,8 @@ class MetricsWriter:
             raise UserError(f"cannot write in {run}: {error.strerror or error}") from None
         self._wandb = _start_wandb(run, self._folder, wandb_project, config) if wandb_project else None
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes values of a step, with all their digits.
+    def scalars(self, step: int, values: dict[str, float], **said: str) -> None:
+        """Writes values of a step, with all their digits, and what is ``said`` of it, which has no curve.
 
         Raises:
           UserError: the disk is full.
@@ -51,7 +51,7 @@ class MetricsWriter:
         if not self._writes:
             return
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **values, **said}) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
@@ -61,6 +61,12 @@ class MetricsWriter:
             self._wandb.log(values, step=step)
         if is_remote(self._run) and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self._upload()
+
+    def alarm(self, step: int, name: str, line: str) -> None:
+        """Writes that an alarm was raised: ``alarm/NAME`` 1, and its line as ``diagnosis`` and as TensorBoard text."""
+        self.scalars(step, {f"alarm/{name}": 1.0}, diagnosis=line)
+        if self._writes:
+            self._board.add_text(f"alarm/{name}", line, step)
 
     def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
         """Writes a table as TensorBoard text."""
@@ -124,7 +130,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def draw_curves(run: Path, chance: float | None, unit: str = "nats") -> Path | None:
-    """Draws ``curves.png`` from ``metrics.jsonl``: losses against the chance value, other evaluation metrics, the rate.
+    """Draws ``curves.png`` from ``metrics.jsonl``: losses against the chance value, other metrics, the rate, alarms.
 
     Args:
       run: The run folder.
@@ -148,7 +154,16 @@ def draw_curves(run: Path, chance: float | None, unit: str = "nats") -> Path | N
     panels = [(f"loss ({unit})" if unit else "loss", ["train/loss", "eval/loss"])]
     if chosen:
         panels.append((chosen.removeprefix("eval/").replace("_", " "), [chosen]))
+    for name, title in {"features/std": "feature spread", "features/rankme": "effective rank"}.items():
+        if series(name)[0]:
+            panels.append((title, [name]))
     panels.append(("learning rate", ["train/learning_rate"]))
+    alarms = sorted(
+        (record["step"], name)
+        for record in records
+        for name in record
+        if record[name] == 1.0 and name.startswith("alarm/")
+    )
     if not series("train/loss")[0]:
         return None
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
@@ -157,10 +172,12 @@ def draw_curves(run: Path, chance: float | None, unit: str = "nats") -> Path | N
         for name in names:
             steps, values = series(name)
             if steps:
-                marker = "o" if name.startswith("eval/") else None
+                marker = None if name.startswith("train/") else "o"
                 axes.plot(steps, values, label=name, marker=marker, markersize=3, linewidth=1.3)
         if "loss" in title and chance is not None:
             axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance {chance:.2f}")
+        for step, name in alarms:
+            axes.axvline(step, color="firebrick", linestyle=":", linewidth=1, label=name if "loss" in title else None)
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.3)

@@ -27,8 +27,12 @@ from sslx.train.step import TrainState, eval_keys, make_eval_step, make_train_st
 class Program:
     """Shapes, shardings and steps. Building it computes nothing on the devices.
 
-    ``train_step(TrainState, batch, votes) -> (TrainState, metrics)`` donates the state. ``votes`` int32[devices, 2] are
-    the hosts' wishes (see `hosts.Votes`); their maximum comes back in ``metrics["votes"]``, the same on every host.
+    ``train_step(TrainState, batch, votes, held) -> (TrainState, metrics)`` donates the state.
+
+    - ``votes`` int32[devices, 2] are the hosts' wishes (see `hosts.Votes`); their maximum comes back in
+      ``metrics["votes"]``, the same on every host.
+    - ``held`` bool[] is the ``metrics["held"]`` of the step before (see `make_train_step`), at first `nothing_held`.
+
     ``notes`` are on dimensions of parameters that the mesh does not divide, ``undivided``, known once the training step
     is lowered, on those of activations.
 
@@ -61,19 +65,29 @@ class Program:
             objective, self.optimizer, self.schedule, seed=config.seed, micro_batches=config.micro_batches
         )
 
-        def train_step(state: TrainState, batch: Batch, votes: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, metrics = step(state, batch)
+        def train_step(
+            state: TrainState, batch: Batch, votes: jax.Array, held: jax.Array
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
+            state, metrics = step(state, batch, held)
             return state, metrics | {"votes": jnp.max(votes, axis=0)}
 
         def predict(params: Any, state: Any, batch: Batch) -> dict[str, jax.Array]:
             viewed = objective.views(batch, eval_keys(config.seed)[0], jnp.zeros((), jnp.int32), train=False)
             return objective.predict(params, state, viewed) | {"valid": batch["valid"]}
 
+        def features(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            encoder, views = objective.encoder(params, state), config.diagnostics.views
+            keys = jax.random.split(eval_keys(config.seed)[0], views) if views else ()
+            whole = objective.encode(encoder, batch)
+            seen = [objective.encode(encoder, objective.variant(batch, key)) for key in keys]
+            return whole, jnp.stack(seen, axis=1) if seen else jnp.zeros((len(whole), 0, whole.shape[-1]))
+
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
         # Replicated, so that every host reads all sums and all rows.
         self.eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
         self.predict_step = jax.jit(predict, out_shardings=everywhere)
+        self.features_step = jax.jit(features, out_shardings=everywhere)
         self.remember_step = jax.jit(objective.remember, out_shardings=everywhere)
         self.compare_step = jax.jit(objective.compare, out_shardings=everywhere)
 
@@ -90,8 +104,9 @@ class Program:
     def lower_train(self) -> jax.stages.Lowered:
         """The training step, ready to compile for the mesh's devices."""
         votes = jax.ShapeDtypeStruct((self.mesh.size, 2), jnp.int32, sharding=sharding.one_per_device(self.mesh))
+        held = jax.ShapeDtypeStruct((), jnp.bool_, sharding=sharding.replicated(self.mesh))
         with sharding.on_mesh(self.mesh):
-            traced = self.train_step.trace(self.abstract, self.abstract_batch, votes)
+            traced = self.train_step.trace(self.abstract, self.abstract_batch, votes, held)
             self.undivided = sharding.undivided(traced.jaxpr, self.mesh, self._split_over_tensor())
             return traced.lower()
 
@@ -108,6 +123,10 @@ class Program:
         begin = time.monotonic()
         self.lower_train().compile()
         return time.monotonic() - begin
+
+    def nothing_held(self) -> jax.Array:
+        """What the first step takes as ``held``."""
+        return jax.jit(lambda: jnp.zeros((), jnp.bool_), out_shardings=sharding.replicated(self.mesh))()
 
     def fresh(self) -> TrainState:
         """A new state from the seed, made on the devices where it stays; the same numbers on any mesh."""

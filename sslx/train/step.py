@@ -7,7 +7,7 @@ micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import optax
 
 from sslx.errors import UserError
 from sslx.objective import Batch, Mean, Objective, Out, Rows, Sum
+from sslx.train.optimizer import unless
 
 
 @flax.struct.dataclass
@@ -30,9 +31,14 @@ class TrainState:
     opt_state: Any
 
 
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key that all randomness of a training step comes from."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
 def train_keys(seed: int, step: jax.Array) -> jax.Array:
     """Keys of a training step for the views, the loss (dropout) and ``after_update``."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+    return jax.random.split(step_key(seed, step), 3)
 
 
 def eval_keys(seed: int) -> jax.Array:
@@ -47,11 +53,16 @@ def make_train_step(
     *,
     seed: int,
     micro_batches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds ``train_step(TrainState, batch) -> (TrainState, metrics)``, ready for ``jax.jit`` with the state donated.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds ``train_step(TrainState, batch, held) -> (TrainState, metrics)``, for ``jax.jit`` with the state donated.
 
     The metrics are float32 scalars: ``loss``, each term by its name when there are several, the objective's metrics,
-    ``grad_norm`` and ``learning_rate``.
+    ``grad_norm``, that of each part of the model (``grad_norm/encoder/transformer``) and ``learning_rate``.
+
+    ``held`` bool[] is the ``metrics["held"]`` of the step before, False for the first. From the first loss or gradient
+    on that is not finite it is True and the state stays as it is: the steps that the host has sent after the broken
+    one, before it could know, are void, and the state is the one that the broken step began with. Nothing waits for the
+    host, and what it does about it does not depend on when it sees it. Without ``held``, nothing is looked at.
 
     Raises:
       UserError: micro-batches for an objective whose loss depends on the whole batch.
@@ -62,33 +73,74 @@ def make_train_step(
             f"expected 1"
         )
 
-    def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        step = train_state.step
+    gradients_of = make_gradient(objective, micro_batches)
+
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def train_step(
+        train_state: TrainState, batch: Batch, held: jax.Array | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        step, held_before = train_state.step, held
         view_key, loss_key, update_key = train_keys(seed, step)
-        batch = objective.views(batch, view_key, step, train=True)
-        totals = {name: jnp.maximum(jnp.sum(weight), 1e-6) for name, weight in batch["weights"].items()}
-
-        def loss_of(params: Any, micro: Batch, key: jax.Array) -> tuple[jax.Array, Out]:
-            out = objective.loss(params, train_state.state, micro, key, step, train=True)
-            return _total({name: term.coef * term.sum / totals[name] for name, term in out.terms.items()}), out
-
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        if micro_batches == 1:
-            (loss, out), grads = gradient(train_state.params, batch, loss_key)
-        else:
-            loss, out, grads = _accumulate(gradient, train_state.params, batch, loss_key, micro_batches)
-
-        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
-        params = optax.apply_updates(train_state.params, updates)
+        loss, grads, out, totals = gradients_of(
+            train_state.params, train_state.state, batch, (view_key, loss_key), step
+        )
+        grad_norm = optax.global_norm(grads)
+        held = jnp.bool_(False) if held is None else held | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params, held=held)
+        # Each is held before the next is made of it, so that none is needed beside its old self (see `_scale_by_adam`).
+        params = unless(held, optax.apply_updates(train_state.params, updates), train_state.params)
         state = objective.after_update(params, train_state.state, out.stats, update_key, step)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(step)}
+        state = unless(held, state, train_state.state)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": schedule(step)}
+        # Of the same sums of squares as the norm of all, so that the compiler adds none.
+        metrics |= {f"grad_norm/{part}": optax.global_norm(leaves) for part, leaves in parts_of(grads).items()}
         if len(out.terms) > 1:
             metrics |= {name: term.sum / totals[name] for name, term in out.terms.items()}
         metrics |= {name: mean.sum / jnp.maximum(mean.weight, 1e-6) for name, mean in out.metrics.items()}
         metrics = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), metrics)
-        return TrainState(step + 1, params, state, opt_state), metrics
+        metrics |= {} if held_before is None else {"held": held}
+        return TrainState(jnp.where(held, step, step + 1), params, state, opt_state), metrics
 
     return train_step
+
+
+def make_gradient(
+    objective: Objective, micro_batches: int = 1
+) -> Callable[..., tuple[jax.Array, Any, Out, dict[str, jax.Array]]]:
+    """Builds ``gradient(params, state, batch, keys, step) -> (loss, gradients, Out, totals)``; it moves nothing.
+
+    ``keys`` are those of the views and the loss, ``totals`` float32[] the weight of each term over the batch.
+    """
+
+    def gradients_of(
+        params: Any, state: Any, batch: Batch, keys: tuple[jax.Array, jax.Array], step: jax.Array
+    ) -> tuple[jax.Array, Any, Out, dict[str, jax.Array]]:
+        view_key, loss_key = keys
+        batch = objective.views(batch, view_key, step, train=True)
+        totals = {name: jnp.maximum(jnp.sum(weight), 1e-6) for name, weight in batch["weights"].items()}
+
+        def loss_of(params: Any, micro: Batch, key: jax.Array) -> tuple[jax.Array, Out]:
+            out = objective.loss(params, state, micro, key, step, train=True)
+            return _total({name: term.coef * term.sum / totals[name] for name, term in out.terms.items()}), out
+
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        if micro_batches == 1:
+            (loss, out), grads = gradient(params, batch, loss_key)
+        else:
+            loss, out, grads = _accumulate(gradient, params, batch, loss_key, micro_batches)
+        return loss, grads, out, totals
+
+    return gradients_of
+
+
+def parts_of(params: Any) -> dict[str, Any]:
+    """The parts of a model by name: what is directly below ``encoder`` by itself, everything else by its first key."""
+    parts = {}
+    for name, tree in params.items() if isinstance(params, Mapping) else ():
+        inner = tree.items() if name == "encoder" and isinstance(tree, Mapping) else [("", tree)]
+        parts |= {f"{name}/{below}".rstrip("/"): leaves for below, leaves in inner}
+    return parts
 
 
 def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Batch], dict[str, Mean]]:

@@ -65,11 +65,11 @@ def measure_sslx(steps: int) -> dict[str, float]:
     product = jax.jit(jnp.dot)
     left, right = jnp.ones((4096, 2048)), jnp.ones((2048, 2048))
     seconds, products = [], []
-    votes = Votes(trainer.program.mesh)(stop=0, save=False)
+    votes, held = Votes(trainer.program.mesh)(stop=0, save=False), trainer.program.nothing_held()
     with on_mesh(trainer.program.mesh):
         for _ in range(steps + 2):
             begin = time.perf_counter()
-            state, metrics = trainer.program.train_step(state, batch, votes)
+            state, metrics = trainer.program.train_step(state, batch, votes, held)
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - begin)
             for _ in range(3):

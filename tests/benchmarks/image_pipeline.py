@@ -102,12 +102,12 @@ def step(times: int) -> None:
     objective, data = Mae.prepare(written)
     trainer = Trainer(run_config(written, "pretext"), objective, data)
     program, batch = trainer.program, trainer.batches.at(0)
-    state, votes = program.fresh(), Votes(program.mesh)(stop=0, save=False)
+    state, votes, held = program.fresh(), Votes(program.mesh)(stop=0, save=False), program.nothing_held()
 
     def one() -> None:
         nonlocal state
         with on_mesh(program.mesh):
-            state, metrics = program.train_step(state, batch, votes)
+            state, metrics = program.train_step(state, batch, votes, held)
         jax.block_until_ready((state, metrics))
 
     whole = cost(one, times)

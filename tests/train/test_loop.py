@@ -61,7 +61,7 @@ def test_the_state_is_donated_and_fresh_parameters_are_the_same_on_any_mesh(tiny
         np.testing.assert_array_equal(ours, theirs)
     with sharding.on_mesh(trainer.program.mesh):
         votes = Votes(trainer.program.mesh)(stop=0, save=False)
-        trainer.program.train_step(state, trainer.batches.at(0), votes)
+        trainer.program.train_step(state, trainer.batches.at(0), votes, trainer.program.nothing_held())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 

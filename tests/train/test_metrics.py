@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import struct
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sslx.train.metrics import MetricsWriter, draw_curves, markdown, read_metrics
@@ -45,6 +47,16 @@ def test_numbers_arrive_in_both_places(tmp_path):
     assert texts == ["| text | guess |\n| --- | --- |\n| a \\| b | c d |"]
 
 
+def test_an_alarm_is_a_number_with_its_line(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    writer.alarm(4, "collapse", "alarm: collapse")
+    writer.close()
+    assert read_metrics(tmp_path) == [{"step": 4, "alarm/collapse": 1.0, "diagnosis": "alarm: collapse"}]
+    assert scalars(tmp_path)[4, "alarm/collapse"] == 1.0
+    texts = [v.tensor.string_val[0].decode() for e in events(tmp_path) for v in e.summary.value if v.tensor.string_val]
+    assert texts == ["alarm: collapse"]
+
+
 @pytest.mark.parametrize("resumed_from", [0, 3])
 def test_steps_that_run_again_are_cut_away(tmp_path, resumed_from):
     writer = MetricsWriter(tmp_path, 0)
@@ -74,6 +86,21 @@ def test_lines_that_are_no_records_are_left_out(tmp_path):
 
 def test_markdown_is_a_table():
     assert markdown([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]) == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 | y |"
+
+
+def test_curves_show_how_features_spread_and_where_an_alarm_was_raised(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    writer.scalars(1, {"train/loss": 2.0, "train/learning_rate": 0.1})
+    writer.close()
+    plain = Image.open(draw_curves(tmp_path, 5.0)).size
+    writer = MetricsWriter(tmp_path, 1)
+    writer.scalars(2, {"eval/loss": 1.0, "features/std": 0.5, "features/rankme": 9.0})
+    writer.alarm(2, "collapse", "alarm: collapse")
+    writer.close()
+    wide = Image.open(draw_curves(tmp_path, 5.0))
+    assert wide.size[0] == 2 * plain[0]  # four panels instead of two
+    red = np.asarray(wide.convert("RGB")).astype(int)
+    assert ((red[..., 0] > 150) & (red[..., 1:].max(-1) < 70)).any()
 
 
 def test_curves_are_drawn_where_there_is_a_loss(tmp_path):

@@ -180,6 +180,24 @@ def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
     assert_close([after], [expected[-1]])
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"name": "lamb"}, {"name": "muon"}, {"freeze": ("head",)}, {"layer_decay": 0.5}], ids=str
+)
+def test_a_held_update_leaves_the_whole_state_as_it_is_to_the_bit(data, changes):
+    config = dataclasses.replace(CONFIG, clip_norm=1.0, **changes)
+    optimizer = make_optimizer(config, make_schedule(config, 100), nested(BOXED))
+    params, update = nested(data[0]), jax.jit(optimizer.update)
+    _, before = update(nested(data[1]), optimizer.init(params), params)
+    broken = jax.tree.map(lambda gradient: gradient * np.nan, nested(data[2]))
+    _, held = update(broken, before, params, held=jnp.bool_(True))
+    jax.tree.map(np.testing.assert_array_equal, held, before)
+    found, after = update(nested(data[2]), before, params, held=jnp.bool_(False))
+    expected, _ = update(nested(data[2]), before, params)
+    assert_close([flat(found)], [flat(expected)])
+    moved = [(one != other).any() for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
+    assert sum(moved) >= len(SHAPES) - 2 * ("freeze" in changes)
+
+
 def formula(schedule, step, total, warmup, peak, final, share):
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -56,7 +56,10 @@ def test_one_device_and_eight_give_the_same_loss_and_gradients_with_dropout(
     after, metrics = on_one_device
     eight_after, eight_metrics = one_step(make_objective(0.1), variables, batch, MESHES[mesh], 8)
     terms = {"loss", "mlm", "sentence", "accuracy", "sentence_accuracy"}
-    assert set(metrics) == terms | {"grad_norm", "learning_rate"}
+    parts = {"encoder/embeddings", "encoder/transformer", "mlm_head", "pooler", "sentence_head"}
+    norms = {f"grad_norm/{part}" for part in parts}
+    assert set(metrics) == terms | norms | {"grad_norm", "learning_rate"}
+    assert sum(metrics[name] ** 2 for name in norms) == pytest.approx(metrics["grad_norm"] ** 2, rel=1e-5)
     assert_close(metrics, eight_metrics)
     largest = jax.tree.map(lambda gradient: np.abs(gradient).max(), after.opt_state)
     largest["encoder"]["transformer"]["layers"]["attention"]["key"].pop("bias")  # 0: softmax ignores what it adds
