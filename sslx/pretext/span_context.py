@@ -27,6 +27,7 @@ from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder
 from sslx.models.layers import Dense, gelu
 from sslx.models.pooling import mean_pool
+from sslx.models.teacher import between, followed
 from sslx.objective import Batch, Mean, Out, Term, Variables
 from sslx.pretext.masking import mask_tokens, masking_table, picked_count
 from sslx.pretext.text import TextPretext
@@ -188,15 +189,13 @@ class SpanContext(TextPretext):
 
         A run that starts from another (``config.init``) replaces the student's encoder after the teacher was made.
         """
-        momentum = jnp.where(step == 0, 0.0, self.momentum(step))
-        move = lambda old, new: momentum * old + (1.0 - momentum) * new.astype(jnp.float32)  # noqa: E731
-        return {"teacher": jax.tree.map(move, state["teacher"], params["encoder"]["transformer"])}
+        momentum = self.momentum(step)
+        return {"teacher": followed(state["teacher"], params["encoder"]["transformer"], momentum, step)}
 
     def momentum(self, step: Array) -> Float[Array, ""]:
         """The teacher's momentum: a line from ``ema_start`` to ``ema_end`` over ``ema_steps`` updates."""
         pretext = self.pretext
-        done = jnp.minimum(step / pretext.ema_steps, 1.0)
-        return pretext.ema_start + (pretext.ema_end - pretext.ema_start) * done
+        return between(pretext.ema_start, pretext.ema_end, step, pretext.ema_steps, "linear")
 
     @classmethod
     def encoder(cls, params: Any, state: Any) -> Variables:

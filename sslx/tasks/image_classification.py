@@ -34,6 +34,7 @@ from sslx.models.layers import Dense, Dropout
 from sslx.models.pixels import unit
 from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
+from sslx.models.teacher import followed
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.tasks.class_report import class_report, class_scores
@@ -204,10 +205,8 @@ class ImageClassification(Objective):
         state = with_statistics(state, stats)
         if not self.task.ema:
             return state
-        momentum = jnp.where(step == 0, 0.0, self.task.ema)
-        move = lambda old, new: momentum * old + (1.0 - momentum) * new  # noqa: E731
         now = {"params": params, **{name: tree for name, tree in state.items() if name != "ema"}}
-        return {**state, "ema": jax.tree.map(move, state["ema"], now)}
+        return {**state, "ema": followed(state["ema"], now, self.task.ema, step)}
 
     @property
     def scope(self) -> str:
