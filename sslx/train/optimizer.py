@@ -1,7 +1,7 @@
 """Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
 
-Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, Muon's orthogonal updates, the decay mask and
-layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
+Scanned layers are stacks ``[layers, ...]``. LAMB's and LARS's trust ratios, Muon's orthogonal updates, the decay mask
+and layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNDECAYED = (
 )
 # Of text encoders, and of a ViT: what comes before the layers.
 _EMBEDDING = re.compile(r"embeddings/|encoder/(patches/|class_token|registers|position)")
-OPTIMIZERS = ("adamw", "lamb", "muon")
+OPTIMIZERS = ("adamw", "lamb", "muon", "sgd", "lars")
 # The size of AdamW's updates: with Muon's scaled to it, learning rates and decay carry over (arXiv 2502.16982).
 MUON_RMS = 0.2
 
@@ -81,6 +81,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The chain: clip, moments, decay, trust ratio (LAMB), layer-wise rates, learning rate, freezing.
 
+    Of SGD and LARS: clip, decay, trust ratio (LARS), momentum, layer-wise rates, learning rate, freezing.
+
     Args:
       config: The optimizer's settings.
       schedule: Learning rate by step.
@@ -95,11 +97,17 @@ def make_optimizer(
         lambda hit: not hit, _matches((*config.no_decay, *UNDECAYED), boxed_params, "no_decay", required=False)
     )
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    moments = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
-    chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
-    chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+    kinds = jax.tree.map(_Adapted, stacked, decayed)
+    if config.name == "lars":
+        chain += [_scale_by_lars(config, schedule, kinds), optax.trace(config.momentum)]
+    elif config.name == "sgd":
+        chain += [optax.add_decayed_weights(config.weight_decay, mask=decayed), optax.trace(config.momentum)]
+    else:
+        moments = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+        chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
     if config.name == "lamb":
-        chain.append(_scale_by_layer_trust_ratio(jax.tree.map(_Adapted, stacked, decayed)))
+        chain.append(_scale_by_layer_trust_ratio(kinds))
     if config.layer_decay != 1.0:
         chain.append(_scale_by_layer_rate(_layer_rates(config.layer_decay, stacked, boxed_params)))
     chain.append(optax.scale_by_learning_rate(schedule))
@@ -162,7 +170,7 @@ def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: boo
 
 @dataclasses.dataclass(frozen=True)
 class _Adapted:
-    """How LAMB treats an array: each layer of a stack by itself; not at all if it is not decayed (its authors' way)."""
+    """How LAMB and LARS treat an array: each layer of a stack by itself; not at all if it is not decayed."""
 
     stacked: bool
     adapted: bool
@@ -185,6 +193,36 @@ def _scale_by_layer_trust_ratio(kinds: Any) -> optax.GradientTransformation:
         return _map_trained(one, updates, kinds, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_lars(config: OptimizerConfig, schedule: optax.Schedule, kinds: Any) -> optax.GradientTransformation:
+    """LARS's decay and local rate ``trust |w| / (|g| + decay |w|)`` (You et al. 2017, arXiv 1708.03888).
+
+    With ``trust_clip`` a layer's whole rate is at most the scheduled one (LARC). What is not decayed, biases and norms,
+    is not adapted either. Momentum comes after: it gathers updates that are scaled already.
+    """
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
+        rate = schedule(state.count)
+
+        def scale(gradient: jax.Array, param: jax.Array) -> jax.Array:
+            weight_norm, gradient_norm = jnp.linalg.norm(param), jnp.linalg.norm(gradient)
+            usable = (weight_norm > 0) & (gradient_norm > 0)
+            below = jnp.where(usable, gradient_norm + config.weight_decay * weight_norm, 1.0)
+            local = jnp.where(usable, config.trust * weight_norm / below, 1.0)
+            if config.trust_clip:
+                local = jnp.minimum(local / jnp.maximum(rate, 1e-12), 1.0)
+            return local * (gradient + config.weight_decay * param)
+
+        def one(gradient: jax.Array, kind: _Adapted, param: jax.Array) -> jax.Array:
+            if not kind.adapted:
+                return gradient
+            return (jax.vmap(scale) if kind.stacked else scale)(gradient, param)
+
+        return _map_trained(one, updates, kinds, params), optax.ScaleByScheduleState(state.count + 1)
+
+    start = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))  # noqa: E731
+    return optax.GradientTransformation(start, update)
 
 
 def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:

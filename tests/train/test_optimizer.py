@@ -126,6 +126,27 @@ def orthogonalised(matrix):
     return x
 
 
+@pytest.mark.parametrize(("name", "clip"), [("sgd", False), ("lars", False), ("lars", True)])
+def test_sgd_and_lars_gather_momentum_of_decayed_gradients(data, name, clip):
+    config = dataclasses.replace(CONFIG, name=name, momentum=0.9, trust=0.02, trust_clip=clip)
+    params = {key: array.astype(np.float64) for key, array in data[0].items()}
+    velocity = {key: np.zeros_like(array) for key, array in params.items()}
+    expected = []
+    for gradients in data[1:]:
+        for key, param in params.items():
+            decay = 0.0 if key in UNDECAYED else config.weight_decay
+            parts = zip(*(layers_of(key, of) for of in (param, np.float64(gradients[key]), velocity[key])), strict=True)
+            for w, g, v in parts:
+                local = 1.0
+                if name == "lars" and key not in UNDECAYED:  # arXiv 1708.03888, formula 6
+                    local = 0.02 * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w))
+                    local = min(local / config.learning_rate, 1.0) if clip else local
+                v[...] = 0.9 * v + local * (g + decay * w)
+                w -= config.learning_rate * v
+        expected.append({key: array.copy() for key, array in params.items()})
+    assert_close(optimized(config, data), expected)
+
+
 def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam(data):
     config = dataclasses.replace(CONFIG, name="muon", momentum=0.9)
     after = optimized(config, data)
