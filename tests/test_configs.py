@@ -122,6 +122,26 @@ def test_the_other_tasks_on_images_build_at_imagenets_size(file):
     assert encoder == 85_798_656  # timm's vit_base_patch16_224 without the classifier
 
 
+JOINT = ("simclr", "byol", "simsiam", "barlow_twins", "vicreg", "moco_v3", "swav", "dino")
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_embedding_builds_at_cifars_and_at_imagenets_size(name):
+    encoders = [shapes(f"{name}.py", size)["encoder"] for size in ("cifar10", "base")]
+    # torchvision's, without their classifiers: ResNet-18 with a 3 x 3 stem, and ResNet-50; DINO's is timm's ViT-S/16.
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(encoder)) for encoder in encoders]
+    assert counts == [11_168_832, 21_665_664 if name == "dino" else 23_508_032]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # timm's ViT-S/16; ViT-B/16 without class token and with fixed positions; ResNet-18 with a 3 x 3 stem.
+    {"ibot": 21_665_664, "ijepa": 85_798_656 - 768 - 197 * 768, "infomax": 11_168_832}.items(),
+)
+def test_ibot_ijepa_and_infomax_build_at_their_full_size(name, parameters):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(f"{name}.py", "base")["encoder"])) == parameters
+
+
 def test_a_linear_probe_trains_its_head_alone():
     boxed = shapes("finetune/image_classification.py", "linear")
     written = load_config(CONFIGS / "finetune/image_classification.py", "linear").to_dict()

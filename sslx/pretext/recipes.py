@@ -1,11 +1,13 @@
 """What the experiments on pictures in ``configs/`` share, beside each method's own settings.
 
-`small_job` runs for some minutes on two CPU cores. `imagenet` is the common part of recipes for ViTs on ImageNet-1k at
-224 pixels, with crops that are cut on the host; it is for accelerators.
+`small_job` and `joint_job` run for some minutes on two CPU cores. `cifar10` is solo-learn's frame for joint embedding,
+`imagenet` the common part of recipes for ViTs on ImageNet-1k at 224 pixels with crops that are cut on the host, and
+`imagenet_resnet` that of joint embedding, whose crops are cut in the step; these are for accelerators.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -13,10 +15,20 @@ import ml_collections
 from sslx.augment.policy import AugmentConfig
 from sslx.config import experiment
 from sslx.data.images import ImageConfig
+from sslx.models.resnet import ResnetConfig
 from sslx.models.vit import IMAGENET, SIZES, SMALL_PICTURES, VitConfig
 
-IMAGENET_IMAGES = 1_281_167
+CIFAR_IMAGES, IMAGENET_IMAGES = 50_000, 1_281_167
+CIFAR_PIXELS = dict(pixel_mean=(0.4914, 0.4822, 0.4465), pixel_std=(0.247, 0.2435, 0.2616))
 GLYPH = AugmentConfig(crop_area=(0.6, 1.0), flip=0.0)  # a mirrored character is another one
+# For joint embedding, which needs views that differ more; smaller parts of a character than these are anyone's.
+GLYPH_VIEW = AugmentConfig(crop_area=(0.4, 1.0), flip=0.0, jitter=0.8, saturation=0.0, hue=0.0)
+# solo-learn's "symmetric" and "asymmetric" augmentations for CIFAR-10.
+SYMMETRIC = AugmentConfig(
+    crop_area=(0.08, 1.0), jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5
+)
+ASYMMETRIC = AugmentConfig(crop_area=(0.08, 1.0), jitter=0.8, saturation=0.2, grey=0.2)
+ASYMMETRIC_SECOND = dataclasses.replace(ASYMMETRIC, solarise=0.2)
 
 
 def small_job(source: str, pretext: Any, *, batch_size: int) -> ml_collections.ConfigDict:
@@ -35,6 +47,45 @@ def small_job(source: str, pretext: Any, *, batch_size: int) -> ml_collections.C
     config.eval.every_steps = 500
     config.eval.examples = 16
     config.checkpoint.every_steps = 500
+    return config
+
+
+def joint_job(pretext: Any, *, steps: int = 500, batch_size: int = 128) -> ml_collections.ConfigDict:
+    """`small_job` on glyphs for methods of joint embedding."""
+    config = small_job("glyphs", pretext, batch_size=batch_size)
+    config.steps = steps
+    config.optimizer.warmup_steps = steps // 10
+    config.eval.every_steps = config.checkpoint.every_steps = steps // 2
+    config.eval.examples = 0
+    return config
+
+
+def cifar10(
+    pretext: Any, learning_rate: float, weight_decay: float, optimizer: str = "lars"
+) -> ml_collections.ConfigDict:
+    """ResNet-18 with the stem for small pictures, 1,000 epochs of batches of 256."""
+    rows, per_epoch = 256, CIFAR_IMAGES // 256
+    config = experiment(
+        data=ImageConfig("tfds:cifar10", image_size=32, eval_split="test"),
+        model=ResnetConfig(depth=18, stem="cifar", image_size=32, **CIFAR_PIXELS),
+        pretext=pretext,
+    )
+    config.batch_size = rows
+    config.steps = 1000 * per_epoch
+    config.optimizer.name = optimizer
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.momentum = 0.9
+    config.optimizer.trust = 0.02
+    config.optimizer.trust_clip = True
+    config.optimizer.clip_norm = None
+    config.optimizer.warmup_steps = 10 * per_epoch
+    config.optimizer.schedule = "cosine"
+    config.eval.every_steps = 20 * per_epoch
+    config.eval.examples = 0
+    config.checkpoint.every_steps = 5 * per_epoch
+    config.online.probe = True
+    config.log.every_steps = 50
     return config
 
 
@@ -63,6 +114,32 @@ def imagenet(
     config.optimizer.warmup_steps = warmup_epochs * IMAGENET_IMAGES // batch_size
     config.optimizer.schedule = "cosine"
     config.eval.every_steps = 5000
+    config.checkpoint.every_steps = 2000
+    config.log.every_steps = 50
+    return config
+
+
+def imagenet_resnet(
+    pretext: Any, *, batch_size: int, epochs: int, learning_rate: float, weight_decay: float
+) -> ml_collections.ConfigDict:
+    """ResNet-50 with LARS. Crops are cut from pictures of 224 pixels, where the papers cut them from the originals."""
+    config = experiment(
+        data=ImageConfig("tfds:imagenet2012", image_size=224),
+        model=ResnetConfig(depth=50, image_size=224, dtype="bfloat16", **IMAGENET),
+        pretext=pretext,
+    )
+    per_epoch = IMAGENET_IMAGES // batch_size
+    config.batch_size = batch_size
+    config.steps = epochs * per_epoch
+    config.optimizer.name = "lars"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.momentum = 0.9
+    config.optimizer.clip_norm = None
+    config.optimizer.warmup_steps = 10 * per_epoch
+    config.optimizer.schedule = "cosine"
+    config.eval.every_steps = 5 * per_epoch
+    config.eval.examples = 0
     config.checkpoint.every_steps = 2000
     config.log.every_steps = 50
     return config
