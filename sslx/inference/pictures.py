@@ -29,6 +29,7 @@ from sslx.inference.verb import TaskRows
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Objective
 from sslx.pretext.image import ImagePretext
+from sslx.pretext.joint import JointEmbedding
 from sslx.tasks.image_classification import ImageClassification
 
 Picture = str | os.PathLike[str] | np.ndarray
@@ -111,7 +112,7 @@ class EmbedPictures(PictureVerb):
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
-        return isinstance(objective, ImagePretext | ImageClassification)
+        return isinstance(objective, ImagePretext | JointEmbedding | ImageClassification)
 
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         encoder = run.objective.encoder(variables["params"], variables["state"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -242,6 +243,11 @@ class VitEncoder(nn.Module):
             tokens = jnp.concatenate(front).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)
         return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), positions
+
+    def each_layer(self, batch: dict[str, Any], keep: Callable[[Array], Array]) -> Shaped[Array, "layers ..."]:
+        """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
+        x, positions = self.tokens(batch)
+        return self.transformer.each_layer(x, jnp.ones(x.shape[:2], jnp.int32), positions, keep)
 
     def attention(self, batch: dict[str, Any]) -> Float[Array, "batch heads patches"]:
         """How much the last layer's class token takes of each patch; without one, all patches on average."""

@@ -22,4 +22,5 @@ PRETEXTS = {
     "ibot": "sslx.pretext.ibot:Ibot",  # and of hidden patches what it says of them
     "infomax": "sslx.pretext.infomax:Infomax",  # a row's summary tells of each of its places, and of no other row's
     "ijepa": "sslx.pretext.ijepa:IJepa",  # predict a teacher's view of blocks of a picture from the rest
+    "data2vec": "sslx.pretext.data2vec:Data2vec",  # predict a teacher's view of hidden patches, several masks at once
 }

@@ -29,11 +29,11 @@ from sslx.models.pixels import patchify, take_patches, unpatchify
 from sslx.models.teacher import MomentumConfig, followed
 from sslx.models.transformer import Transformer
 from sslx.models.vit import VitConfig, VitEncoder, sincos_table
-from sslx.objective import Batch, Mean, Out, Term, Variables, row_keys
+from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.pretext.image import ImagePretext
 from sslx.pretext.joint import undropped
-from sslx.pretext.span_context import distance, spread
+from sslx.pretext.latent_targets import distance, explained, watched
 
 CONTEXT = 0.925  # share of the picture: the middle of the paper's 0.85 to 1
 
@@ -232,16 +232,8 @@ class IJepa(ImagePretext):
         weights, targets = batch["weights"]["prediction"], self.targets(state, batch)
         predicted = self.module.apply({"params": params}, batch, deterministic=not train, rngs={"dropout": key})
         each = jnp.mean(distance(predicted - targets, self.pretext.smooth_beta), axis=-1)
-        count, square = jnp.sum(weights), jnp.mean((predicted - targets) ** 2, axis=-1)
-        flat = [of.reshape(len(of), -1, *of.shape[3:]) for of in (targets, predicted, weights)]
-        metrics = {
-            "error": Mean(jnp.sum(weights * square), count),
-            # Over the (micro-)batch at hand. Both fall to 0 when the teacher collapses, the second alone when the
-            # student predicts one vector everywhere.
-            "target_variance": Mean(count * spread(flat[0], flat[2]), count),
-            "prediction_variance": Mean(count * spread(flat[1], flat[2]), count),
-        }
-        return Out({"prediction": Term(jnp.sum(weights * each))}, metrics)
+        flat = [of.reshape(len(of), -1, *of.shape[3:]) for of in (predicted, targets, weights)]
+        return Out({"prediction": Term(jnp.sum(weights * each))}, watched(*flat))
 
     def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
         momentum = self.pretext.momentum.at(step, self.steps)
@@ -260,8 +252,7 @@ class IJepa(ImagePretext):
         return batch_shapes["image"][0] * (3.0 * student + model.flops_per_image())
 
     def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        # The share of the targets' variance that is predicted: 0 for the best constant, whatever the scale.
-        return {"explained": 1.0 - metrics["error"] / max(metrics["target_variance"], 1e-12)}
+        return explained(metrics)
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

@@ -206,8 +206,9 @@ class JointEmbedding(Objective):
         objective = cls(pretext, source, config["batch_size"], steps)
         if config["micro_batches"] > 1 and objective.scope == "batch":
             raise UserError(
-                f"config.micro_batches is {config['micro_batches']}; {cls.__name__} compares all rows of a batch (by "
-                f"its loss or by batch normalisation), so that parts of it would give another loss; expected 1"
+                f"config.micro_batches is {config['micro_batches']}; {cls.__name__} normalises by all rows of a batch, "
+                f"so that parts of it would give another loss; expected 1, or an encoder and heads without batch "
+                f"normalisation"
             )
         return objective, data_config
 
@@ -245,7 +246,9 @@ class JointEmbedding(Objective):
     @property
     def scope(self) -> str:
         batch_norm = self.model.batch_norm or any(head.batch_norm for head in self.heads)
-        return "batch" if self.across or batch_norm else "row"
+        if batch_norm:
+            return "batch"
+        return "representations" if self.across else "row"
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
@@ -272,25 +275,43 @@ class JointEmbedding(Objective):
         return views[:2]
 
     def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        represented, stats = self._seen(params, state, batch, key, step, train)
+        out = self.compare_rows(represented, params, state, batch, step)
+        return out.replace(stats=stats | out.stats)
+
+    def represent(
+        self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool
+    ) -> tuple[list[Seen], list[Seen] | None]:
+        return self._seen(params, state, batch, key, step, train)[0]
+
+    def _seen(
+        self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, train: bool
+    ) -> tuple[tuple[list[Seen], list[Seen] | None], dict[str, Any]]:
+        """What student and teacher make of the views, and how that moves running averages."""
         student_key, teacher_key = jax.random.split(key)
         options = {} if self.frozen(step) is None else {"frozen": self.frozen(step)}
         student, stats = apply_with_statistics(
             self.network, params, state, batch["views"], student_key, train=train, **options
         )
-        teacher = None
-        if self.momentum is not None:
-            own = jax.lax.stop_gradient(state[TEACHER])
-            teacher, moved = apply_with_statistics(
-                self.teacher_network, own["params"], own, self.taught(batch["views"]), teacher_key, train=train
-            )
-            teacher = jax.lax.stop_gradient(teacher)
-            stats |= {TEACHER_STATISTICS: moved[STATISTICS]} if moved else {}
+        if self.momentum is None:
+            return (student, None), stats
+        own = jax.lax.stop_gradient(state[TEACHER])
+        teacher, moved = apply_with_statistics(
+            self.teacher_network, own["params"], own, self.taught(batch["views"]), teacher_key, train=train
+        )
+        stats |= {TEACHER_STATISTICS: moved[STATISTICS]} if moved else {}
+        return (student, jax.lax.stop_gradient(teacher)), stats
+
+    def compare_rows(
+        self, represented: tuple[list[Seen], list[Seen] | None], params: Any, state: Any, batch: Batch, step: Array
+    ) -> Out:
+        student, teacher = represented
         weights = batch["weights"][self.terms[0]]
         out = self.compared(student, teacher, Given(params, state, batch["weights"], weights, step))
         count = jnp.sum(weights)
         watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
         spreads = {name: Mean(count * spread(x, weights), count) for name, x in watched.items()}
-        return out.replace(metrics=out.metrics | spreads, stats=stats | out.stats)
+        return out.replace(metrics=out.metrics | spreads)
 
     def compared(self, student: list[Seen], teacher: list[Seen] | None, given: Given) -> Out:
         """The loss of what student and teacher have made of the views, in the order of `PictureViews`."""

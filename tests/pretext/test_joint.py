@@ -225,7 +225,7 @@ def test_a_centre_moves_towards_the_mean_of_the_teachers_scores():
 def test_without_batch_norm_dino_may_be_accumulated_and_the_others_may_not():
     head = HeadConfig(layers=2, hidden=16, out=8, norm=False)
     assert method("dino", projector=head).scope == "row"
-    assert method("dino_sinkhorn", projector=head).scope == "batch"
+    assert method("dino_sinkhorn").scope == "batch"
     make_train_step(method("dino", projector=head), None, None, seed=0, micro_batches=2)
     with pytest.raises(UserError, match="micro_batches is 2; SimClr compares all rows of a batch"):
         make_train_step(method("simclr"), None, None, seed=0, micro_batches=2)
@@ -239,11 +239,23 @@ def test_chances_are_those_of_guessing():
     assert (method("byol").chance({}), method("simsiam").chance({}), method("barlow_twins").chance({})) == (4, 0, 8)
 
 
+@pytest.mark.parametrize("name", ["simclr", "dinov2"])
+def test_micro_batches_through_a_cache_of_representations_give_the_gradients_of_the_whole_batch(name):
+    objective, batch = method(name, projector=FLAT), picture_rows(ROWS)
+    assert objective.scope == "representations"
+    variables = fresh(objective, batch)
+    (whole, metrics), (parts, others) = (one_step(objective, variables, batch, micro_batches=n) for n in (1, 4))
+    agree(whole.opt_state, parts.opt_state)
+    agree(metrics, others)
+    agree(whole.state, parts.state)
+    assert np.abs(whole.opt_state["encoder"]["patches"]["kernel"]).max() > 0
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("simclr", dict(batch_size=1), r"batch_size is 1; SimClr compares the rows of a batch"),
-        ("simclr", dict(micro_batches=2), r"micro_batches is 2; SimClr compares all rows of a batch"),
+        ("simclr", dict(micro_batches=2), r"micro_batches is 2; SimClr normalises by all rows of a batch"),
         ("simclr", dict(data__crop="host"), r"crop is 'host'.*all its views would be of the same part"),
         ("simclr", dict(pretext__temperature=0.0), r"temperature is 0\.0; expected more than 0"),
         ("byol", dict(pretext__predictor__out=32), r"predictor\.out is 32 and config\.pretext\.projector\.out 64"),
