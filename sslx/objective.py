@@ -76,7 +76,7 @@ class Out:
 class Objective(abc.ABC):
     """A pretext or downstream task. Every method is pure; subclasses are frozen dataclasses."""
 
-    # "batch": a term's value depends on the whole batch; "representations": only by what ``represent`` gives of each row.
+    # "batch": a value depends on the whole batch; "representations": only through what ``represent`` gives of each row.
     scope: ClassVar[Literal["row", "batch", "representations"]] = "row"
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
     modality: ClassVar[str] = "text"  # what its rows are of: text | images
