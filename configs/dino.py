@@ -8,7 +8,6 @@ Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR
            accuracy is 89.52 % (trained online: eval/online_linear here). Not run here.
            base is the paper's for a ViT-S/16: 224 pixels and eight crops of 96, 1,024 pictures a step for 800 epochs of
            ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 65,536 prototypes; 77.0 % linear. For accelerators.
-           Weight decay is 0.04 throughout, where theirs rises to 0.4.
 """
 
 import dataclasses
@@ -82,6 +81,7 @@ def base() -> ml_collections.ConfigDict:
     config.steps = 800 * per_epoch
     config.optimizer.learning_rate = 5e-4 * rows / 256
     config.optimizer.weight_decay = 0.04
+    config.optimizer.weight_decay_end = 0.4
     config.optimizer.clip_norm = 3.0
     config.optimizer.warmup_steps = 10 * per_epoch
     config.optimizer.schedule = "cosine"

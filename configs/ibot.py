@@ -6,7 +6,6 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts, with th
            not been tuned.
 Sizes:     base is iBOT's for a ViT-S/16: 224 pixels and ten crops of 96, 1,024 pictures a step for 800 epochs of
            ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 8,192 prototypes; 77.9 % linear. For accelerators.
-           Weight decay is 0.04 throughout, where theirs rises to 0.4.
 """
 
 import dataclasses
@@ -65,6 +64,7 @@ def base() -> ml_collections.ConfigDict:
     config.steps = 800 * per_epoch
     config.optimizer.learning_rate = 5e-4 * rows / 256
     config.optimizer.weight_decay = 0.04
+    config.optimizer.weight_decay_end = 0.4
     config.optimizer.clip_norm = 3.0
     config.optimizer.warmup_steps = 10 * per_epoch
     config.optimizer.schedule = "cosine"

@@ -5,8 +5,7 @@ Argument:  [SIZE][,data=SOURCE], for example configs/ijepa.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py; it has
            not been tuned.
 Sizes:     base is the paper's for a ViT-B/16: 224 pixels, 2,048 pictures a step for 600 epochs of ImageNet-1k, AdamW at
-           1e-3, momentum 0.996 to 1; 72.9 % linear. For accelerators. Weight decay is 0.04 throughout, where theirs
-           rises to 0.4.
+           1e-3, weight decay 0.04 to 0.4, momentum 0.996 to 1; 72.9 % linear. For accelerators.
 """
 
 import ml_collections
@@ -58,6 +57,7 @@ def base() -> ml_collections.ConfigDict:
     config.steps = 600 * per_epoch
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.04
+    config.optimizer.weight_decay_end = 0.4
     config.optimizer.clip_norm = None
     config.optimizer.warmup_steps = 15 * per_epoch
     config.optimizer.schedule = "cosine"

@@ -82,9 +82,11 @@ class OptimizerConfig:
     trust: float = 0.001  # LARS's: a layer's rate as a share of its norm over its gradient's
     trust_clip: bool = False  # LARS: no layer's rate above the learning rate
     weight_decay: float = 0.01
+    weight_decay_end: float | None = None  # to which it goes by half a cosine over the schedule; None: it stays
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
     clip_norm: float | None = 1.0
     freeze: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()  # what is trained at the peak rate throughout
     layer_decay: float = 1.0  # rate of layer l is layer_decay ** (depth - l); embeddings are layer 0
 
 
@@ -179,6 +181,7 @@ LEAST = {
     "optimizer.momentum": 0,
     "optimizer.eps": 0,
     "optimizer.trust": 0,
+    "optimizer.weight_decay_end": 0,
     "optimizer.clip_norm": 0,
     "optimizer.layer_decay": 0,
     "optimizer.final_scale": 0,

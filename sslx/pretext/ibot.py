@@ -44,7 +44,7 @@ class IbotConfig(DinoConfig):
     name: str = "ibot"
     masked_rows: float = 0.5  # share of the rows of which patches are hidden
     mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of their patches
-    patch_weight: float = 1.0
+    patch_weight: float = 0.5  # of the mean over crops with hidden patches; theirs is 1 over all, half of them without
     koleo: float = 0.0  # weight of the term; DINOv2's is 0.1
 
     def __post_init__(self):
