@@ -42,7 +42,7 @@ def small_job() -> ml_collections.ConfigDict:
         momentum=MomentumConfig(0.99, 0.999, "linear"),
         augment=recipes.GLYPH,
     )
-    return recipes.joint_job(pretext, batch_size=32)
+    return recipes.joint_job(pretext, recipes.SMALL_VIT, batch_size=32)
 
 
 def base() -> ml_collections.ConfigDict:

@@ -2,8 +2,8 @@
 
 Command:   python -m sslx.main --config=configs/infomax.py
 Argument:  [SIZE][,data=SOURCE], for example configs/infomax.py:base
-Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py; it has
-           not been tuned.
+Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNet-10 of 16 to 128 channels in batches of
+           64, some two minutes on two idle cores.
 Sizes:     base is a ResNet-18 on CIFAR-10 (tfds:cifar10) with the optimizer of SimCLR's recipe there; the paper's
            encoders are far smaller, and no number of theirs compares.
 """

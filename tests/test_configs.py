@@ -135,10 +135,15 @@ def test_joint_embedding_builds_at_cifars_and_at_imagenets_size(name):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # timm's ViT-S/16; ViT-B/16 without class token and with fixed positions; ResNet-18 with a 3 x 3 stem.
-    {"ibot": 21_665_664, "ijepa": 85_798_656 - 768 - 197 * 768, "infomax": 11_168_832}.items(),
+    # timm's ViT-S/16; ViT-B/16 with fixed positions, without and with class token; ResNet-18 with a 3 x 3 stem.
+    {
+        "ibot": 21_665_664,
+        "ijepa": 85_798_656 - 768 - 197 * 768,
+        "data2vec": 85_798_656 - 197 * 768,
+        "infomax": 11_168_832,
+    }.items(),
 )
-def test_ibot_ijepa_and_infomax_build_at_their_full_size(name, parameters):
+def test_ibot_ijepa_data2vec_and_infomax_build_at_their_full_size(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(f"{name}.py", "base")["encoder"])) == parameters
 
 

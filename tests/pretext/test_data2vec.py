@@ -101,7 +101,7 @@ def test_one_device_and_eight_agree_and_the_teacher_follows():
     [
         (dict(top_layers=3), MODEL, r"top_layers 3 is more than config\.model\.layers 2"),
         (dict(mask_ratio=0.99), MODEL, "mask_ratio"),
-        (dict(decoder_groups=4), dataclasses.replace(MODEL, width=18), r"width 18 does not divide into"),
+        (dict(decoder_groups=8), dataclasses.replace(MODEL, width=20), r"width 20 does not divide into"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, model, message):

@@ -260,7 +260,7 @@ def test_micro_batches_through_a_cache_of_representations_give_the_gradients_of_
         ("simclr", dict(pretext__temperature=0.0), r"temperature is 0\.0; expected more than 0"),
         ("byol", dict(pretext__predictor__out=32), r"predictor\.out is 32 and config\.pretext\.projector\.out 64"),
         ("dino", dict(pretext__teacher_temperature=0.1), r"temperature is 0\.1 at first; above 0\.07 DINO does not"),
-        ("dino", dict(pretext__views__local_size=5), r"views of 5 pixels do not fit the model"),
+        ("ibot", dict(pretext__views__local_size=5), r"views of 5 pixels do not fit the model"),
         ("dino", dict(pretext__balance="center"), r"'center'; did you mean 'centre'"),
         ("swav", dict(pretext__prototypes=3000), r"batch_size 64 is too small for config\.pretext\.prototypes 3000"),
         ("moco_v3", dict(pretext__queue=100), r"queue is 100, no multiple of config\.batch_size 64"),
