@@ -120,13 +120,8 @@ def teraflops(config: ml_collections.ConfigDict) -> float:
 def encoder_of(config: ml_collections.ConfigDict) -> str:
     """The encoder in a few words."""
     model = config.model
-    if "patch_size" in model:
-        return f"{model.name} {model.layers} x {model.width}, patches of {model.patch_size}"
-    return (
-        f"{model.name} {model.layers} x {model.width}"
-        if "layers" in model
-        else f"{model.name}-{model.depth}, {model.width}"
-    )
+    size = f" {model.layers} x {model.width}" if "layers" in model else f"-{model.depth}, width {model.width}"
+    return model.name + size + (f", patches of {model.patch_size}" if "patch_size" in model else "")
 
 
 def minutes(run: Path, config: ml_collections.ConfigDict) -> float:
@@ -193,13 +188,8 @@ def rows_of(method: str, arguments: argparse.Namespace, seed: int) -> list[dict[
     else:
         _to_the_end(pretrain.main(config, epath.Path(run)))
     found = probed(method, run, config, seed)
-    cost = {
-        "encoder": encoder_of(config),
-        "steps": config.steps,
-        "teraflops": teraflops(config),
-        "minutes": minutes(run, config),
-    }
-    row = {"method": method, "seed": seed, **cost, **found["pretrained"]}
+    cost = {"steps": config.steps, "teraflops": teraflops(config), "minutes": minutes(run, config)}
+    row = {"method": method, "encoder": encoder_of(config), "seed": seed, **cost, **found["pretrained"]}
     if method in LIKE:
         row["head"] = json.loads((run / "report.json").read_text(encoding="utf8"))["test/accuracy"]
     else:
