@@ -1,7 +1,7 @@
 """Prediction of a teacher's view of hidden patches (data2vec 2, arXiv 2212.07525).
 
 Command:   python -m sslx.main --config=configs/data2vec.py
-Argument:  [SIZE][,data=SOURCE], for example configs/data2vec.py:base
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/data2vec.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py; four
            masks of each picture.
 Sizes:     base is the recipe of fairseq's examples/data2vec/config/v2/base_images_only_task.yaml: a ViT-B/16 at 224
@@ -22,11 +22,11 @@ from sslx.pretext.data2vec import Data2vecConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="")
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
     size = choose(arguments["size"], ("default", "base"), "size of configs/data2vec.py")
     config = {"default": small_job, "base": base}[size]()
     config.data.source = arguments["data"] or config.data.source
-    return config
+    return recipes.rebatched(config, arguments["batch"])
 
 
 def small_job() -> ml_collections.ConfigDict:

@@ -1,7 +1,7 @@
 """A teacher's prototypes of crops and of hidden patches (iBOT, arXiv 2111.07832; DINOv2, arXiv 2304.07193).
 
 Command:   python -m sslx.main --config=configs/ibot.py
-Argument:  [SIZE][,data=SOURCE], for example configs/ibot.py:base
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/ibot.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py, but
            for patches of 8, of which local crops of 16 pixels have four; some two minutes on two idle cores.
 Sizes:     base is iBOT's for a ViT-S/16: 224 pixels and ten crops of 96, 1,024 pictures a step for 800 epochs of
@@ -25,11 +25,11 @@ from sslx.pretext.picture_views import MultiCrop
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="")
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
     size = choose(arguments["size"], ("default", "base"), "size of configs/ibot.py")
     config = {"default": small_job, "base": base}[size]()
     config.data.source = arguments["data"] or config.data.source
-    return config
+    return recipes.rebatched(config, arguments["batch"])
 
 
 def small_job() -> ml_collections.ConfigDict:

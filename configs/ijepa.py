@@ -1,7 +1,7 @@
 """Prediction of blocks of a picture in features (I-JEPA, arXiv 2301.08243).
 
 Command:   python -m sslx.main --config=configs/ijepa.py
-Argument:  [SIZE][,data=SOURCE], for example configs/ijepa.py:base
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/ijepa.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py; some
            two minutes on two idle cores.
 Sizes:     base is the paper's for a ViT-B/16: 224 pixels, 2,048 pictures a step for 600 epochs of ImageNet-1k, AdamW at
@@ -23,11 +23,11 @@ from sslx.pretext.ijepa import IJepaConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="")
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
     size = choose(arguments["size"], ("default", "base"), "size of configs/ijepa.py")
     config = {"default": small_job, "base": base}[size]()
     config.data.source = arguments["data"] or config.data.source
-    return config
+    return recipes.rebatched(config, arguments["batch"])
 
 
 def small_job() -> ml_collections.ConfigDict:

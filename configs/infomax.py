@@ -1,7 +1,7 @@
 """Mutual information between a picture and its places (Deep InfoMax, arXiv 1808.06670).
 
 Command:   python -m sslx.main --config=configs/infomax.py
-Argument:  [SIZE][,data=SOURCE], for example configs/infomax.py:base
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/infomax.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNet-10 of 16 to 128 channels in batches of
            64, some two minutes on two idle cores.
 Sizes:     base is a ResNet-18 on CIFAR-10 (tfds:cifar10) with the optimizer of SimCLR's recipe there; the paper's
@@ -20,11 +20,11 @@ from sslx.pretext.picture_views import TwoViews
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="")
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
     size = choose(arguments["size"], ("default", "base"), "size of configs/infomax.py")
     config = {"default": small_job, "base": base}[size]()
     config.data.source = arguments["data"] or config.data.source
-    return config
+    return recipes.rebatched(config, arguments["batch"])
 
 
 def small_job() -> ml_collections.ConfigDict:

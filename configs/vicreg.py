@@ -1,7 +1,7 @@
 """Features that agree, vary and do not repeat each other (VICReg, arXiv 2105.04906).
 
 Command:   python -m sslx.main --config=configs/vicreg.py
-Argument:  [SIZE][,data=SOURCE], for example configs/vicreg.py:cifar10
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/vicreg.py:cifar10
 Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNet-10 of 16 to 128 channels in batches of
            64, some two minutes on two idle cores.
 Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
@@ -23,11 +23,11 @@ from sslx.pretext.vicreg import VicregConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="")
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
     size = choose(arguments["size"], ("default", "cifar10", "base"), "size of configs/vicreg.py")
     config = {"default": small_job, "cifar10": cifar, "base": base}[size]()
     config.data.source = arguments["data"] or config.data.source
-    return config
+    return recipes.rebatched(config, arguments["batch"])
 
 
 def small_job() -> ml_collections.ConfigDict:

@@ -133,6 +133,19 @@ def test_joint_embedding_builds_at_cifars_and_at_imagenets_size(name):
     assert counts == [11_168_832, 21_665_664 if name == "dino" else 23_508_032]
 
 
+def test_a_recipe_in_smaller_batches_sees_as_many_pictures_and_its_averages_remember_as_many():
+    whole, small = (load_config(CONFIGS / "dino.py", f"cifar10{batch}") for batch in ("", ",batch=64"))
+    assert (small.batch_size, small.steps) == (64, 4 * whole.steps)
+    assert small.optimizer.warmup_steps == 4 * whole.optimizer.warmup_steps
+    assert small.pretext.teacher_temperature_steps == 4 * whole.pretext.teacher_temperature_steps
+    assert small.optimizer.learning_rate == pytest.approx(whole.optimizer.learning_rate / 2)
+    for momentum in ("start", "end"):
+        assert small.pretext.momentum[momentum] ** 4 == pytest.approx(whole.pretext.momentum[momentum])
+    assert small.pretext.centre_momentum**4 == pytest.approx(whole.pretext.centre_momentum)
+    with pytest.raises(UserError, match="argument batch is 'few'; expected a number of rows"):
+        load_config(CONFIGS / "dino.py", "batch=few")
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # timm's ViT-S/16; ViT-B/16 with fixed positions, without and with class token; ResNet-18 with a 3 x 3 stem.

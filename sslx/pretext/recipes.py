@@ -15,9 +15,12 @@ import ml_collections
 from sslx.augment.policy import AugmentConfig
 from sslx.config import experiment
 from sslx.data.images import ImageConfig
+from sslx.errors import UserError
 from sslx.models.resnet import ResnetConfig
 from sslx.models.vit import IMAGENET, SIZES, SMALL_PICTURES, VitConfig
 
+# In updates, of which there are more where batches are smaller.
+COUNTED = {"steps", "every_steps", "warmup_steps", "frozen_steps", "teacher_temperature_steps", "queue_start"}
 CIFAR_IMAGES, IMAGENET_IMAGES = 50_000, 1_281_167
 CIFAR_PIXELS = dict(pixel_mean=(0.4914, 0.4822, 0.4465), pixel_std=(0.247, 0.2435, 0.2616))
 GLYPH = AugmentConfig(crop_area=(0.6, 1.0), flip=0.0)  # a mirrored character is another one
@@ -152,4 +155,28 @@ def imagenet_resnet(
     config.eval.examples = 0
     config.checkpoint.every_steps = 2000
     config.log.every_steps = 50
+    return config
+
+
+def rebatched(config: ml_collections.ConfigDict, batch: str) -> ml_collections.ConfigDict:
+    """A recipe in batches of another size ("": its own), over as many pictures.
+
+    The learning rate goes with the square root of the size, as suits small batches (SimCLR's appendix B.1), and what is
+    averaged over updates keeps its memory in pictures: a momentum m becomes m to the power of the ratio (arXiv
+    2307.13813).
+    """
+    if not batch:
+        return config
+    if not batch.isdecimal() or int(batch) < 1:
+        raise UserError(f"the config's argument batch is {batch!r}; expected a number of rows")
+    ratio, pretext = int(batch) / config.batch_size, config.pretext
+    config.batch_size = int(batch)
+    config.optimizer.learning_rate *= ratio**0.5
+    for part in (config, config.eval, config.checkpoint, config.optimizer, pretext, pretext.get("momentum", {})):
+        for name in set(part) & COUNTED:
+            if part[name]:
+                part[name] = max(1, round(part[name] / ratio))
+    for part, name in ((pretext, "centre_momentum"), *((pretext.get("momentum", {}), end) for end in ("start", "end"))):
+        if name in part:
+            part[name] = part[name] ** ratio
     return config
