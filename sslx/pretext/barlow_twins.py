@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, Seen, check_sum, mean_of, of_all
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_all
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
 EPS = 1e-5  # beside the variance, as in the batch normalisation of the authors' code

@@ -22,7 +22,8 @@ from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.teacher import MomentumConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, Seen, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
 

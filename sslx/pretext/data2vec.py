@@ -34,7 +34,7 @@ from sslx.models.vit import VitConfig, VitEncoder
 from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.pretext.image import ImagePretext
-from sslx.pretext.joint import undropped
+from sslx.pretext.joint_network import undropped
 from sslx.pretext.latent_targets import EPS, distance, explained, normalised, watched
 from sslx.pretext.patch_masks import check_ratio, hidden_count
 

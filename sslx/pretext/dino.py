@@ -26,7 +26,8 @@ from sslx.models.assignment import centre_moved, centred, cross_entropy, entropy
 from sslx.models.heads import HeadConfig
 from sslx.models.teacher import MomentumConfig, between
 from sslx.objective import Out, Sum
-from sslx.pretext.joint import Given, JointEmbedding, Seen, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import MultiCrop
 
 STABLE = 0.07  # the highest teacher temperature that trains from the first step (the paper's appendix D)

@@ -31,7 +31,8 @@ from sslx.models.pooling import unit_vectors
 from sslx.models.vit import VitConfig
 from sslx.objective import Batch, Out, Sum, Term, row_keys
 from sslx.pretext.dino import Dino, DinoConfig
-from sslx.pretext.joint import Given, Network, Seen, check_sum, of_all, undropped
+from sslx.pretext.joint import Given, check_sum, of_all
+from sslx.pretext.joint_network import Network, Seen, undropped
 from sslx.pretext.patch_masks import block_order
 
 EPS = 1e-8  # beside a distance

@@ -32,7 +32,7 @@ from sslx.models.vit import VitConfig, VitEncoder, sincos_table
 from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.pretext.image import ImagePretext
-from sslx.pretext.joint import undropped
+from sslx.pretext.joint_network import undropped
 from sslx.pretext.latent_targets import distance, explained, watched
 
 CONTEXT = 0.925  # share of the picture: the middle of the paper's 0.85 to 1

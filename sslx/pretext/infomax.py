@@ -24,7 +24,8 @@ from sslx.errors import UserError, choose
 from sslx.models.heads import Head, HeadConfig
 from sslx.models.information import BOUNDS
 from sslx.objective import Batch, Mean, Out
-from sslx.pretext.joint import Given, JointEmbedding, Network, Seen, of_all
+from sslx.pretext.joint import Given, JointEmbedding, of_all
+from sslx.pretext.joint_network import Network, Seen
 from sslx.pretext.picture_views import TwoViews
 
 

@@ -29,7 +29,8 @@ from sslx.models.pooling import unit_vectors
 from sslx.models.teacher import MomentumConfig
 from sslx.objective import Out, Rows
 from sslx.pretext.byol import check_widths
-from sslx.pretext.joint import Given, JointEmbedding, Seen, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
 

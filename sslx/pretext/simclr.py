@@ -17,7 +17,8 @@ from sslx.models.contrast import nt_xent
 from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, Seen, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
 from sslx.pretext.byol import check_widths, cosine
-from sslx.pretext.joint import Given, JointEmbedding, Seen, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
 
 # SimCLR's with half the jitter and crops of at least a fifth (their appendix A).

@@ -27,7 +27,8 @@ from sslx.models.heads import HeadConfig, Prototypes
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Out, Rows
 from sslx.pretext.dino import check_prototypes, dino_loss
-from sslx.pretext.joint import JointEmbedding, Seen, check_sum, mean_of, of_rows
+from sslx.pretext.joint import JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, MultiCrop
 
 LARGE = dataclasses.replace(SIMCLR, crop_area=(0.14, 1.0))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, Seen, check_sum, of_all, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, of_all, of_rows
+from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
 EPS = 1e-4  # beside the variance
