@@ -109,7 +109,7 @@ def test_losses_gradients_and_state_are_the_same_on_eight_devices(name):
     assert np.abs(one.opt_state["encoder"]["patches"]["kernel"]).max() > 0
     assert np.isfinite(metrics["loss"])
     assert jax.tree.map(np.shape, one.state) == jax.tree.map(np.shape, unbox(variables["state"]))
-    assert objective.scope == ("row" if name == "ibot" else "batch")
+    assert objective.scope == {"ibot": "row", "dinov2": "representations"}.get(name, "batch")
 
 
 def test_views_have_keys_of_their_own_and_small_ones_are_small():
