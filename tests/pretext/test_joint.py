@@ -88,7 +88,7 @@ def agree(expected, found):
 
     What batch normalisation takes away again, such as a shift of all features, has gradients of 0 but for that.
     """
-    rounding = 1e-5 * max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
+    rounding = 1e-5 * max((np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected)), default=0.0)
     for path, value in jax.tree_util.tree_leaves_with_path(expected):
         other = dict(jax.tree_util.tree_leaves_with_path(found))[path]
         error = np.max(np.abs(value - other))

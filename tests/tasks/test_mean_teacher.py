@@ -105,7 +105,8 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_a_run_from_its_config_learns_from_some_labels_of_digits(tmp_path):
-    config = tiny_images("finetune/mean_teacher", data__test_split="test", steps=60, task__labels_per_class=20)
+    given = dict(data__test_split="test", steps=60, task__labels_per_class=20, task__ema=0.9)
+    config = tiny_images("finetune/mean_teacher", **given)
     session = finetune.main(config, tmp_path / "run")
     assert session.data.statistics["train_labelled"] == 200
     assert session.trained.metrics["eval/accuracy"] > 0.2  # a guess reaches 0.1
