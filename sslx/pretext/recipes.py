@@ -66,7 +66,7 @@ def joint_job(
     config.batch_size = batch_size
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup_steps = steps // 10
+    config.optimizer.warmup_steps = 15  # below the steps of a short trial
     config.optimizer.schedule = "cosine"
     config.eval.every_steps = config.checkpoint.every_steps = steps // 2
     config.eval.examples = 0
