@@ -68,7 +68,7 @@ class HostsConfig:
 class OptimizerConfig:
     """Optimizer, schedule, and which parameters they apply to. Patterns are regular expressions on ``a/b/c`` names."""
 
-    name: str = "adamw"  # adamw | lamb | muon (matrices of the layers; AdamW for the rest)
+    name: str = "adamw"  # adamw | lamb | muon (matrices of the layers; AdamW for the rest) | sgd | lars
     learning_rate: float = 1e-3  # peak
     schedule: str = "linear"  # constant | linear | cosine | trapezoid, after the warm-up
     schedule_steps: int | None = None  # length of the schedule; None: the run's steps when it was first started
@@ -78,11 +78,15 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    momentum: float = 0.95  # Muon's
+    momentum: float = 0.95  # Muon's, SGD's and LARS's
+    trust: float = 0.001  # LARS's: a layer's rate as a share of its norm over its gradient's
+    trust_clip: bool = False  # LARS: no layer's rate above the learning rate
     weight_decay: float = 0.01
+    weight_decay_end: float | None = None  # to which it goes by half a cosine over the schedule; None: it stays
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")
     clip_norm: float | None = 1.0
     freeze: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()  # what is trained at the peak rate throughout
     layer_decay: float = 1.0  # rate of layer l is layer_decay ** (depth - l); embeddings are layer 0
 
 
@@ -216,6 +220,8 @@ LEAST = {
     "optimizer.beta2": 0,
     "optimizer.momentum": 0,
     "optimizer.eps": 0,
+    "optimizer.trust": 0,
+    "optimizer.weight_decay_end": 0,
     "optimizer.clip_norm": 0,
     "optimizer.layer_decay": 0,
     "optimizer.final_scale": 0,

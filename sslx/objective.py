@@ -76,7 +76,8 @@ class Out:
 class Objective(abc.ABC):
     """A pretext or downstream task. Every method is pure; subclasses are frozen dataclasses."""
 
-    scope: ClassVar[Literal["row", "batch"]] = "row"  # "batch": a term's value depends on the whole batch
+    # "batch": a value depends on the whole batch; "representations": only through what ``represent`` gives of each row.
+    scope: ClassVar[Literal["row", "batch", "representations"]] = "row"
     scored: ClassVar[bool] = False  # evaluation collects predictions of all held-out rows for ``score``
     modality: ClassVar[str] = "text"  # what its rows are of: text | images
     unit: ClassVar[str] = "nats"  # of its loss; "" where it has none
@@ -102,6 +103,14 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
         """The terms of the loss, metrics and statistics on one (micro-)batch that ``views`` has been through."""
+
+    def represent(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Any:
+        """Arrays with an entry a row, from which ``compare_rows`` makes the loss; of ``scope = "representations"``."""
+        raise NotImplementedError
+
+    def compare_rows(self, represented: Any, params: Any, state: Any, batch: Batch, step: Array) -> Out:
+        """What ``loss`` returns, from what ``represent`` made of the rows, and no gradient but through that."""
+        raise NotImplementedError
 
     @classmethod
     @abc.abstractmethod

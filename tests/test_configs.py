@@ -140,6 +140,44 @@ def test_the_other_tasks_on_images_build_at_imagenets_size(file):
     assert encoder == 85_798_656  # timm's vit_base_patch16_224 without the classifier
 
 
+JOINT = ("simclr", "byol", "simsiam", "barlow_twins", "vicreg", "moco_v3", "swav", "dino")
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_embedding_builds_at_cifars_and_at_imagenets_size(name):
+    encoders = [shapes(f"{name}.py", size)["encoder"] for size in ("cifar10", "base")]
+    # torchvision's, without their classifiers: ResNet-18 with a 3 x 3 stem, and ResNet-50; DINO's is timm's ViT-S/16.
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(encoder)) for encoder in encoders]
+    assert counts == [11_168_832, 21_665_664 if name == "dino" else 23_508_032]
+
+
+def test_a_recipe_in_smaller_batches_sees_as_many_pictures_and_its_averages_remember_as_many():
+    whole, small = (load_config(CONFIGS / "dino.py", f"cifar10{batch}") for batch in ("", ",batch=64"))
+    assert (small.batch_size, small.steps) == (64, 4 * whole.steps)
+    assert small.optimizer.warmup_steps == 4 * whole.optimizer.warmup_steps
+    assert small.pretext.teacher_temperature_steps == 4 * whole.pretext.teacher_temperature_steps
+    assert small.optimizer.learning_rate == pytest.approx(whole.optimizer.learning_rate / 2)
+    for momentum in ("start", "end"):
+        assert small.pretext.momentum[momentum] ** 4 == pytest.approx(whole.pretext.momentum[momentum])
+    assert small.pretext.centre_momentum**4 == pytest.approx(whole.pretext.centre_momentum)
+    with pytest.raises(UserError, match="argument batch is 'few'; expected a number of rows"):
+        load_config(CONFIGS / "dino.py", "batch=few")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # timm's ViT-S/16; ViT-B/16 with fixed positions, without and with class token; ResNet-18 with a 3 x 3 stem.
+    {
+        "ibot": 21_665_664,
+        "ijepa": 85_798_656 - 768 - 197 * 768,
+        "data2vec": 85_798_656 - 197 * 768,
+        "infomax": 11_168_832,
+    }.items(),
+)
+def test_ibot_ijepa_data2vec_and_infomax_build_at_their_full_size(name, parameters):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(f"{name}.py", "base")["encoder"])) == parameters
+
+
 def test_a_linear_probe_trains_its_head_alone():
     boxed = shapes("finetune/image_classification.py", "linear")
     written = load_config(CONFIGS / "finetune/image_classification.py", "linear").to_dict()

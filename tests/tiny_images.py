@@ -58,7 +58,10 @@ def tiny_images(name: str, argument: str = "", **changes: Any) -> ml_collections
         "checkpoint.best_mode": "min",
         "log.every_steps": 1,
     }
-    size |= {"model.layers": 1, "model.width": 32, "model.heads": 2, "model.mlp_width": 64}
+    if "layers" in config.model:
+        size |= {"model.layers": 1, "model.width": 32, "model.heads": 2, "model.mlp_width": 64}
+    else:
+        size |= {"model.width": 4}
     if "patch_size" in config.model:
         size["model.patch_size"] = 2
     size |= {name.replace("__", "."): value for name, value in changes.items()}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,13 @@ def _rows(source: Source, config: ImageConfig, cache_dir: Path, seed: int | None
     say_broken(broken, source, config.broken_share)
     kept, labels = np.load(folder / "kept.npy"), np.load(folder / "labels.npy")
     if config.labels_per_class and seed is not None:
-        drawn = _of_each_class(labels, config.labels_per_class, seed, source)
+        if (labels == HIDDEN).any():
+            raise UserError(
+                f"config.data.labels_per_class is {config.labels_per_class}, and split {source.split!r} of "
+                f"{source.spec} has no labels"
+            )
+        where = f"split {source.split!r} of {source.spec}"
+        drawn = of_each_class(labels, config.labels_per_class, seed, source.label_names, where, "data")
         kept, labels = kept[drawn], labels[drawn]
     if (labels == HIDDEN).any():
         labels = None  # there are none, or they are kept secret, as in the test sets of benchmarks
@@ -259,22 +266,25 @@ def _rows(source: Source, config: ImageConfig, cache_dir: Path, seed: int | None
     return DecodedRows(source, kept, labels, config), len(broken)
 
 
-def _of_each_class(labels: np.ndarray, count: int, seed: int, source: Source) -> np.ndarray:
+def of_each_class(labels: np.ndarray, count: int, seed: int, names: Sequence[str], where: str, part: str) -> np.ndarray:
     """Places of ``count`` rows of each class, in rising order.
 
+    Args:
+      labels: Of all rows.
+      count: As ``labels_per_class`` of a part of the config says.
+      seed: Draws them.
+      names: Of the classes.
+      where: The rows are; for an error.
+      part: Of the config; for an error.
+
     Raises:
-      UserError: rows have no classes, or one of them has fewer rows.
+      UserError: a class has fewer rows.
     """
     classes, rows = np.unique(labels, return_counts=True)
-    if HIDDEN in classes:
-        raise UserError(
-            f"config.data.labels_per_class is {count}, and split {source.split!r} of {source.spec} has no labels"
-        )
     if rows.min() < count:
-        name = source.label_names[classes[rows.argmin()]]
         raise UserError(
-            f"config.data.labels_per_class is {count}, and class {name!r} of split {source.split!r} of {source.spec} "
-            f"has {rows.min()} pictures; expected at most that"
+            f"config.{part}.labels_per_class is {count}, and class {names[classes[rows.argmin()]]!r} of {where} has "
+            f"{rows.min()} pictures; expected at most that"
         )
     random = np.random.default_rng(seed)
     drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in classes]

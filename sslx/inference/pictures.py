@@ -31,6 +31,7 @@ from sslx.inference.verb import TaskRows
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Objective
 from sslx.pretext.image import ImagePretext
+from sslx.pretext.joint import JointEmbedding
 from sslx.tasks.image_classification import ImageClassification
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -122,7 +123,7 @@ class EmbedPictures(PictureVerb):
 
     @classmethod
     def serves(cls, objective: Objective) -> bool:
-        return isinstance(objective, ImagePretext | ImageClassification)
+        return isinstance(objective, ImagePretext | JointEmbedding | ImageClassification)
 
     def compute(self, run: LoadedRun, variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         encoder = run.objective.encoder(variables["params"], variables["state"])

@@ -13,11 +13,14 @@ NAME = "batch_stats"
 
 
 def apply_with_statistics(
-    module: nn.Module, params: Any, state: Any, batch: Any, key: PRNGKeyArray, *, train: bool
+    module: nn.Module, params: Any, state: Any, batch: Any, key: PRNGKeyArray, *, train: bool, **further: Any
 ) -> tuple[Any, dict[str, Sum]]:
-    """The module's output, and what `with_statistics` needs; a module without batch normalisation gives nothing."""
+    """The module's output, and what `with_statistics` needs; a module without batch normalisation gives nothing.
+
+    ``further`` are arguments of the module.
+    """
     given = {"params": params, **({NAME: state[NAME]} if NAME in state else {})}
-    options = dict(deterministic=not train, rngs={"dropout": key})
+    options = dict(deterministic=not train, rngs={"dropout": key}, **further)
     if NAME not in state or not train:
         return module.apply(given, batch, **options), {}
     out, moved = module.apply(given, batch, mutable=[NAME], **options)

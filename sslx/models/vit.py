@@ -6,19 +6,22 @@ on the flattened patch, which is the convolution of the paper's code.
 
 Given which patches are ``visible``, only these go through the transformer, with the positions they have in the image:
 what a masked autoencoder's encoder does (arXiv 2111.06377). Given which are ``hidden`` and a token, that token stands
-in their place (SimMIM, arXiv 2111.09886).
+in their place (SimMIM, arXiv 2111.09886). Pictures may be smaller than the config's, as local crops are (DINO, arXiv
+2104.14294): positions are interpolated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from sslx.errors import UserError, choose
 from sslx.models.attention import attend
@@ -142,11 +145,21 @@ class VitConfig(TransformerConfig):
         return self.flops_per_image() + 4 * (self.patches + 1) * self.width**2 + 4 * self.patches * self.width + mlp
 
 
+def places(grid: int, whole: int) -> Float[np.ndarray, "patches 2"]:
+    """Row and column of each patch, from 0, of a picture with ``grid`` patches along a side.
+
+    A smaller crop than the encoder was made for spans all of its ``whole`` places, in larger steps: what is in its
+    middle stands in their middle, as DINO interpolates its table of positions.
+    """
+    place = np.stack(np.divmod(np.arange(grid**2), grid), axis=-1)
+    return place if grid == whole else (place + 0.5) * (whole / grid) - 0.5
+
+
 @functools.cache
-def sincos_table(grid: int, width: int) -> Float[np.ndarray, "patches width"]:
+def sincos_table(grid: int, width: int, whole: int | None = None) -> Float[np.ndarray, "patches width"]:
     """Fixed positions: sines and cosines of the column in one half of the features, of the row in the other (MAE's)."""
     frequencies = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
-    rows, columns = np.divmod(np.arange(grid**2), grid)
+    rows, columns = places(grid, whole or grid).T
     parts = [turn(place[:, None] * frequencies) for place in (columns, rows) for turn in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -201,7 +214,7 @@ class VitEncoder(nn.Module):
     ) -> tuple[Float[Array, "batch tokens width"], Int[Array, "batch tokens axes"]]:
         """What the first layer sees, and where each token stands."""
         config = self.config
-        dtype = config.compute_dtype
+        dtype, grid = config.compute_dtype, batch["image"].shape[1] // config.patch_size
         seen = lambda table: table if visible is None else look_up(table, None, visible)  # noqa: E731
         x = patchify(config.normalised(batch["image"]), config.patch_size)
         x = self.patches(x if visible is None else take_patches(x, visible))
@@ -215,16 +228,26 @@ class VitEncoder(nn.Module):
         if config.positions == "learned":
             if front:
                 front[0] = front[0] + self.position[:1]
-            x = x + seen(self.position[int(config.class_token) :]).astype(dtype)
+            table = self.position[int(config.class_token) :]
+            if grid != config.grid:
+                square = table.reshape(config.grid, config.grid, config.width)
+                table = jax.image.resize(square, (grid, grid, config.width), "cubic", antialias=False)
+                table = table.reshape(grid**2, config.width)
+            x = x + seen(table).astype(dtype)
         elif config.positions == "sincos":
-            x = x + seen(jnp.asarray(sincos_table(config.grid, config.width), dtype))
+            x = x + seen(jnp.asarray(sincos_table(grid, config.width, config.grid), dtype))
         if config.registers:
             front.append(self.register_tokens)
-        positions = self.positions(x.shape[0], visible)
+        positions = self.positions(x.shape[0], visible, grid)
         if front:
             tokens = jnp.concatenate(front).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)
         return nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed")), positions
+
+    def each_layer(self, batch: dict[str, Any], keep: Callable[[Array], Array]) -> Shaped[Array, "layers ..."]:
+        """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
+        x, positions = self.tokens(batch)
+        return self.transformer.each_layer(x, jnp.ones(x.shape[:2], jnp.int32), positions, keep)
 
     def attention(self, batch: dict[str, Any]) -> Float[Array, "batch heads patches"]:
         """How much the last layer's class token takes of each patch; without one, all patches on average."""
@@ -233,10 +256,12 @@ class VitEncoder(nn.Module):
         front = self.config.front
         return jnp.mean(shares[:, :, :1] if self.config.class_token else shares[:, :, front:], axis=2)[..., front:]
 
-    def positions(self, rows: int, visible: Int[Array, "batch visible"] | None) -> Int[Array, "batch tokens axes"]:
+    def positions(
+        self, rows: int, visible: Int[Array, "batch visible"] | None, grid: int
+    ) -> Shaped[Array, "batch tokens axes"]:
         """Row and column of each token, from 1; those in front stand at 0, which RoPE does not turn."""
-        grid, front = self.config.grid, self.config.front
-        place = jnp.stack(jnp.divmod(jnp.arange(grid**2), grid), axis=-1) + 1
+        front = self.config.front
+        place = jnp.asarray(places(grid, self.config.grid) + 1)
         place = jnp.broadcast_to(place, (rows, *place.shape))
         place = place if visible is None else take_patches(place, visible)
         return jnp.pad(place, [(0, 0), (front, 0), (0, 0)])

@@ -186,7 +186,8 @@ class Watched(Objective):
         return self.objective.flops(batch_shapes) + taught * self.model.features_flops()  # forward alone
 
     # What follows is the objective's own.
-    scope = property(lambda self: self.objective.scope)
+    # What is watched needs more of a batch than representations.
+    scope = property(lambda self: "row" if self.objective.scope == "row" else "batch")
     scored = property(lambda self: self.objective.scored)
     modality = property(lambda self: self.objective.modality)
     unit = property(lambda self: self.objective.unit)

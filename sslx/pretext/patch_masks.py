@@ -40,6 +40,28 @@ def split_patches(
     return jnp.sort(visible, axis=1), jnp.sort(rest, axis=1)
 
 
+def block_order(
+    keys: PRNGKeyArray, grid: int, aspect: tuple[float, float] = (0.3, 1 / 0.3)
+) -> Int[Array, "batch patches"]:
+    """All patches of each row, those of a random rectangle first, from its middle outwards.
+
+    The first so many are a block of that many patches, whose width over height is even in its logarithm; at the edge of
+    the picture it goes on to the other sides. BEiT (arXiv 2106.08254) and iBOT lay several rectangles over each other
+    until there are about as many; here the count is exact.
+    """
+
+    def one(key: PRNGKeyArray) -> Int[Array, " patches"]:
+        place_key, aspect_key, tie_key = jax.random.split(key, 3)
+        row, column = jnp.divmod(jnp.arange(grid**2), grid)
+        middle = jax.random.uniform(place_key, (2,), minval=-0.5, maxval=grid - 0.5)
+        low, high = (jnp.log(bound) for bound in aspect)
+        stretch = jnp.exp(0.5 * jax.random.uniform(aspect_key, minval=low, maxval=high))
+        away = jnp.maximum(jnp.abs(row - middle[0]) * stretch, jnp.abs(column - middle[1]) / stretch)
+        return jnp.argsort(away + 1e-3 * jax.random.uniform(tie_key, away.shape))
+
+    return jax.vmap(one)(keys)
+
+
 def check_ratio(ratio: float, patches: int, option: str) -> None:
     """Refuses a share that hides no patch or all.
 

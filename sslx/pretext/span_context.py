@@ -21,17 +21,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from sslx.errors import UserError, choose
 from sslx.models.bert import BertConfig, BertEncoder
 from sslx.models.layers import Dense, gelu
 from sslx.models.pooling import mean_pool
-from sslx.objective import Batch, Mean, Out, Term, Variables
+from sslx.models.teacher import between, followed
+from sslx.objective import Batch, Out, Term, Variables
+from sslx.pretext.latent_targets import distance, explained, normalised, watched
 from sslx.pretext.masking import mask_tokens, masking_table, picked_count
 from sslx.pretext.text import TextPretext
-
-EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,34 +87,6 @@ class Student(nn.Module):
     def __call__(self, batch: Batch, *, deterministic: bool) -> Float[Array, "batch picked width"]:
         batch = batch | {"tokens": batch["masked"]}
         return self.regression_head(self.encoder(batch, batch["picked"], deterministic=deterministic))
-
-
-def normalised(
-    x: Float[Array, "batch length width"], segment_ids: Int[Array, "batch length"], kind: str
-) -> Float[Array, "batch length width"]:
-    """Mean 0 and variance 1 in float32: of each token over the width, or of each feature over the row's real tokens."""
-    x = x.astype(jnp.float32)
-    if kind == "layer":
-        return jax.nn.standardize(x, axis=-1, epsilon=EPS)
-    real = (segment_ids > 0).astype(jnp.float32)[..., None]
-    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
-    centred = x - jnp.sum(real * x, axis=1, keepdims=True) / count
-    return centred * jax.lax.rsqrt(jnp.sum(real * centred**2, axis=1, keepdims=True) / count + EPS)
-
-
-def distance(difference: Float[Array, "..."], smooth_beta: float) -> Float[Array, "..."]:
-    """The square or, with a ``smooth_beta``, smooth L1: half the square over it up to there, then a line."""
-    if not smooth_beta:
-        return difference**2
-    size = jnp.abs(difference)
-    return jnp.where(size < smooth_beta, 0.5 * size**2 / smooth_beta, size - 0.5 * smooth_beta)
-
-
-def spread(x: Float[Array, "batch picked width"], weights: Float[Array, "batch picked"]) -> Float[Array, ""]:
-    """The variance over weighted places of each feature, averaged over the features."""
-    weights = (weights / jnp.maximum(jnp.sum(weights), 1.0))[..., None]
-    mean = jnp.sum(weights * x, axis=(0, 1))
-    return jnp.mean(jnp.sum(weights * (x - mean) ** 2, axis=(0, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,30 +150,20 @@ class SpanContext(TextPretext):
         # fairseq adds up over the width, where this is the mean, which a reader can compare between widths. Gradients
         # are smaller by the width, too: its clipping norm and Adam's eps have to be divided by it.
         each = jnp.mean(distance(predicted - targets, self.pretext.smooth_beta), axis=-1)
-        count = jnp.sum(weights)
-        metrics = {
-            "error": Mean(jnp.sum(weights * jnp.mean((predicted - targets) ** 2, axis=-1)), count),
-            # Variances over the (micro-)batch at hand. Both fall to 0 when the teacher collapses, the second alone
-            # when the student predicts one vector everywhere.
-            "target_variance": Mean(count * spread(targets, weights), count),
-            "prediction_variance": Mean(count * spread(predicted, weights), count),
-        }
-        return Out({"regression": Term(jnp.sum(weights * each))}, metrics)
+        return Out({"regression": Term(jnp.sum(weights * each))}, watched(predicted, targets, weights))
 
     def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
         """Moves the teacher towards the student; the first update copies it.
 
         A run that starts from another (``config.init``) replaces the student's encoder after the teacher was made.
         """
-        momentum = jnp.where(step == 0, 0.0, self.momentum(step))
-        move = lambda old, new: momentum * old + (1.0 - momentum) * new.astype(jnp.float32)  # noqa: E731
-        return {"teacher": jax.tree.map(move, state["teacher"], params["encoder"]["transformer"])}
+        momentum = self.momentum(step)
+        return {"teacher": followed(state["teacher"], params["encoder"]["transformer"], momentum, step)}
 
     def momentum(self, step: Array) -> Float[Array, ""]:
         """The teacher's momentum: a line from ``ema_start`` to ``ema_end`` over ``ema_steps`` updates."""
         pretext = self.pretext
-        done = jnp.minimum(step / pretext.ema_steps, 1.0)
-        return pretext.ema_start + (pretext.ema_end - pretext.ema_start) * done
+        return between(pretext.ema_start, pretext.ema_end, step, pretext.ema_steps, "linear")
 
     @classmethod
     def encoder(cls, params: Any, state: Any) -> Variables:
@@ -230,8 +192,7 @@ class SpanContext(TextPretext):
         return None
 
     def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        # The share of the targets' variance that is predicted: 0 for the best constant, whatever the scale.
-        return {"explained": 1.0 - metrics["error"] / max(metrics["target_variance"], 1e-12)}
+        return explained(metrics)
 
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
         """What the student will see; the teacher sees the originals."""

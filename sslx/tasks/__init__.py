@@ -7,6 +7,7 @@ TASKS = {
     "question_answering": "sslx.tasks.question_answering:QuestionAnswering",  # where in a context the answer is
     "sentence_embedding": "sslx.tasks.sentence_embedding:SentenceEmbedding",  # near where the meaning is (SimCSE)
     "image_classification": "sslx.tasks.image_classification:ImageClassification",  # a label for a picture
+    "mean_teacher": "sslx.tasks.mean_teacher:MeanTeacher",  # the same from few labels and many pictures without
     "object_detection": "sslx.tasks.object_detection:ObjectDetection",  # boxes around what is on a picture
     "segmentation": "sslx.tasks.segmentation:Segmentation",  # a label for each pixel of a picture
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ from sslx.models.layers import Dense, Dropout
 from sslx.models.pixels import unit
 from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
+from sslx.models.teacher import followed
 from sslx.objective import Batch, Mean, Objective, Out, Report, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
 from sslx.tasks.class_report import class_report, class_scores
@@ -98,13 +99,12 @@ class ImageClassification(Objective):
     label_names: tuple[str, ...]
     cropped: bool  # random crops have been cut on the host
 
+    task_config: ClassVar[type] = ImageClassificationConfig
     scored = True
     modality = "images"
 
     @classmethod
-    def prepare(
-        cls, config: Mapping[str, Any], tokenizer: str | None = None
-    ) -> tuple[ImageClassification, PreparedPictures]:
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, PreparedPictures]:
         """Builds objective and data from the written config.
 
         Raises:
@@ -115,19 +115,19 @@ class ImageClassification(Objective):
         return cls(task, model, data.label_names, data_config.crop == "host"), data
 
     @classmethod
-    def abstract(cls, config: Mapping[str, Any]) -> tuple[ImageClassification, dict[str, jax.ShapeDtypeStruct]]:
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[Self, dict[str, jax.ShapeDtypeStruct]]:
         task, model, data_config = cls._built(config)
         # How many classes there are, only the data knows; it matters to nothing but a small head.
         return cls(task, model, ("a", "b"), False), abstract_image_row(data_config, labelled=True)
 
     @classmethod
-    def restored(cls, config: Mapping[str, Any], run: Path) -> ImageClassification:
+    def restored(cls, config: Mapping[str, Any], run: Path) -> Self:
         task, model, data_config = cls._built(config)
         return cls(task, model, saved_labels(run), data_config.crop == "host")
 
-    @staticmethod
-    def _built(config: Mapping[str, Any]) -> tuple[ImageClassificationConfig, ImageModel, ImageConfig]:
-        task = build(ImageClassificationConfig, config["task"], "config.task")
+    @classmethod
+    def _built(cls, config: Mapping[str, Any]) -> tuple[ImageClassificationConfig, ImageModel, ImageConfig]:
+        task = build(cls.task_config, config["task"], "config.task")
         data_config = build(ImageConfig, config["data"], "config.data")
         model = build_image_model(config["model"], data_config)
         if task.probe and not config["optimizer"]["freeze"]:
@@ -190,13 +190,16 @@ class ImageClassification(Objective):
     def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
         params, state = (params, state) if train else self._evaluated(params, state)
         logits, stats = apply_with_statistics(self.module, params, state, batch, key, train=train)
+        return self.classified(logits, batch).replace(stats=stats)
+
+    def classified(self, logits: Float[Array, "batch classes"], batch: Batch) -> Out:
+        """The term and the accuracy of what has been said of rows."""
         weights = batch["weights"]["classification"]
         losses = -jnp.sum(batch["targets"] * jax.nn.log_softmax(logits), axis=-1)
         hits = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
         return Out(
             {"classification": Term(jnp.sum(weights * losses))},
             {"accuracy": Mean(jnp.sum(weights * hits), jnp.sum(weights))},
-            stats,
         )
 
     def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
@@ -204,10 +207,8 @@ class ImageClassification(Objective):
         state = with_statistics(state, stats)
         if not self.task.ema:
             return state
-        momentum = jnp.where(step == 0, 0.0, self.task.ema)
-        move = lambda old, new: momentum * old + (1.0 - momentum) * new  # noqa: E731
         now = {"params": params, **{name: tree for name, tree in state.items() if name != "ema"}}
-        return {**state, "ema": jax.tree.map(move, state["ema"], now)}
+        return {**state, "ema": followed(state["ema"], now, self.task.ema, step)}
 
     @property
     def scope(self) -> str:

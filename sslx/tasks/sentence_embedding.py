@@ -31,6 +31,7 @@ from sslx.data.sentences import NEGATIVE, PAIR, abstract_sentence_row, prepare_s
 from sslx.data.text import PreparedText, TextConfig, saved_tokenizer
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
+from sslx.models.contrast import info_nce
 from sslx.models.pooling import unit_vectors
 from sslx.models.text import TextModelConfig, check_pool, pooled
 from sslx.objective import Batch, Mean, Out, Report, Term, Variables
@@ -239,36 +240,6 @@ class SentenceEmbedding(TextTask):
 
 def _view(batch: Batch, prefix: str) -> Batch:
     return {name: batch[prefix + name] for name in ("tokens", "segment_ids", "positions")}
-
-
-def info_nce(
-    first: Float[Array, "batch width"],
-    second: Float[Array, "batch width"],
-    negatives: Float[Array, "batch width"] | None,
-    weights: Float[Array, " batch"],
-    temperature: float,
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Cross-entropy of telling row ``i`` of ``second`` from all others and from all negatives, given ``first[i]``.
-
-    Args:
-      first: Unit vectors.
-      second: Unit vectors; those of rows without weight are no candidates.
-      negatives: More candidates, or None.
-      weights: One a row.
-      temperature: Divides the cosine similarities.
-
-    Returns:
-      Losses, and 1 where the right one is the most similar.
-    """
-    candidates = second if negatives is None else jnp.concatenate([second, negatives])
-    there = weights > 0 if negatives is None else jnp.concatenate([weights > 0] * 2)
-    # Each device compares its rows with those of all devices.
-    candidates = nn.with_logical_constraint(candidates, (None, None))
-    similarity = jnp.einsum("id,jd->ij", first, candidates, precision=jax.lax.Precision.HIGHEST) / temperature
-    similarity = jnp.where(there, similarity, -1e9)
-    own = jnp.arange(first.shape[0])
-    right = jnp.take_along_axis(similarity, own[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(similarity, axis=1) - right, (jnp.argmax(similarity, axis=1) == own).astype(jnp.float32)
 
 
 def uniformity(embeddings: Float[np.ndarray, "rows width"]) -> float:

@@ -1,13 +1,14 @@
 """Optimizer and schedule from the config; every rule that looks at a parameter as a matrix does so layer by layer.
 
-Scanned layers are stacks ``[layers, ...]``. LAMB's trust ratio, Muon's orthogonal updates, the decay mask and
-layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
+Scanned layers are stacks ``[layers, ...]``. LAMB's and LARS's trust ratios, Muon's orthogonal updates, the decay mask
+and layer-wise rates treat each layer of a stack by itself, so that scanning changes nothing about the training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ UNDECAYED = (
 )
 # Of text encoders, and of a ViT: what comes before the layers.
 _EMBEDDING = re.compile(r"embeddings/|encoder/(patches/|class_token|registers|position)")
-OPTIMIZERS = ("adamw", "lamb", "muon")
+OPTIMIZERS = ("adamw", "lamb", "muon", "sgd", "lars")
 # The size of AdamW's updates: with Muon's scaled to it, learning rates and decay carry over (arXiv 2502.16982).
 MUON_RMS = 0.2
 
@@ -64,6 +65,23 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
+def make_decay(config: OptimizerConfig, steps: int) -> optax.Schedule | None:
+    """Weight decay by step, as DINO's rises (arXiv 2104.14294); None where it stays.
+
+    Args:
+      config: The optimizer's settings.
+      steps: Length of the schedule if ``config.schedule_steps`` is None.
+    """
+    start, end, total = config.weight_decay, config.weight_decay_end, config.schedule_steps or steps
+    if end is None:
+        return None
+
+    def decay(step: jax.Array) -> jax.Array:
+        return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0)))
+
+    return decay
+
+
 def check_optimizer(config: OptimizerConfig) -> None:
     """Checks what can be wrong with an optimizer whatever the model, so that it is told before any data is prepared.
 
@@ -74,19 +92,22 @@ def check_optimizer(config: OptimizerConfig) -> None:
         raise UserError(f"unknown config.optimizer.name {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
     _compiled(config.no_decay, "no_decay")
     _compiled(config.freeze, "freeze")
+    _compiled(config.constant, "constant")
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, boxed_params: Any
+    config: OptimizerConfig, schedule: optax.Schedule, boxed_params: Any, decay: optax.Schedule | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The chain: clip, moments, decay, trust ratio (LAMB), layer-wise rates, learning rate, freezing.
 
-    Its ``update`` also takes ``held`` bool[]: where it is True, the state stays as it is and the updates mean nothing.
+    Of SGD and LARS: clip, decay, trust ratio (LARS), momentum, layer-wise rates, learning rate, freezing. Its
+    ``update`` also takes ``held`` bool[]: where it is True, the state stays as it is and the updates mean nothing.
 
     Args:
       config: The optimizer's settings.
       schedule: Learning rate by step.
       boxed_params: Abstract parameters with logical axis names; they say which arrays are stacks of layers.
+      decay: Weight decay by step; None: as the config says throughout.
 
     Raises:
       UserError: as `check_optimizer`, or a pattern matches no parameter.
@@ -97,14 +118,25 @@ def make_optimizer(
         lambda hit: not hit, _matches((*config.no_decay, *UNDECAYED), boxed_params, "no_decay", required=False)
     )
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    moments = _scale_by_adam(config.beta1, config.beta2, config.eps)
-    chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
-    chain.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+    decaying = _decaying(decay, decayed) if decay else optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    kinds = jax.tree.map(_Adapted, stacked, decayed)
+    if config.name == "lars":
+        chain += [_scale_by_lars(config, schedule, decay, kinds), _holding(optax.trace(config.momentum))]
+    elif config.name == "sgd":
+        chain += [decaying, _holding(optax.trace(config.momentum))]
+    else:
+        moments = _scale_by_adam(config.beta1, config.beta2, config.eps)
+        chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
+        chain.append(decaying)
     if config.name == "lamb":
-        chain.append(_scale_by_layer_trust_ratio(jax.tree.map(_Adapted, stacked, decayed)))
+        chain.append(_scale_by_layer_trust_ratio(kinds))
     if config.layer_decay != 1.0:
         chain.append(_scale_by_layer_rate(_layer_rates(config.layer_decay, stacked, boxed_params)))
-    chain.append(_holding(optax.scale_by_learning_rate(schedule)))
+    if config.constant:
+        constant = _matches(config.constant, boxed_params, "constant")
+        chain.append(_scale_by_rates(schedule, config.learning_rate, constant))
+    else:
+        chain.append(_holding(optax.scale_by_learning_rate(schedule)))
     optimizer = optax.chain(*chain)
     if config.freeze:
         # Zero gradients alone would not do: weight decay would still move a frozen weight.
@@ -201,7 +233,7 @@ def _matches(patterns: tuple[str, ...], boxed: Any, field: str, *, required: boo
 
 @dataclasses.dataclass(frozen=True)
 class _Adapted:
-    """How LAMB treats an array: each layer of a stack by itself; not at all if it is not decayed (its authors' way)."""
+    """How LAMB and LARS treat an array: each layer of a stack by itself; not at all if it is not decayed."""
 
     stacked: bool
     adapted: bool
@@ -224,6 +256,67 @@ def _scale_by_layer_trust_ratio(kinds: Any) -> optax.GradientTransformation:
         return _map_trained(one, updates, kinds, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _counting(change: Callable[[jax.Array, Any, Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """What ``change(step, updates, params)`` makes of updates."""
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
+        return change(state.count, updates, params), optax.ScaleByScheduleState(state.count + 1)
+
+    inner = optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+    return _holding(inner)
+
+
+def _decaying(decay: optax.Schedule, decayed: Any) -> optax.GradientTransformationExtraArgs:
+    """``optax.add_decayed_weights`` by a schedule."""
+
+    def change(step: jax.Array, updates: Any, params: Any) -> Any:
+        rate = decay(step)
+        return _map_trained(lambda u, hit, param: u + rate * param if hit else u, updates, decayed, params)
+
+    return _counting(change)
+
+
+def _scale_by_rates(schedule: optax.Schedule, peak: float, constant: Any) -> optax.GradientTransformationExtraArgs:
+    """``optax.scale_by_learning_rate``, but for what is trained at the peak throughout (SimSiam's predictor)."""
+
+    def change(step: jax.Array, updates: Any, params: Any) -> Any:
+        rate = schedule(step)
+        return _map_trained(lambda u, hit: -(peak if hit else rate) * u, updates, constant)
+
+    return _counting(change)
+
+
+def _scale_by_lars(
+    config: OptimizerConfig, schedule: optax.Schedule, decay: optax.Schedule | None, kinds: Any
+) -> optax.GradientTransformationExtraArgs:
+    """LARS's decay and local rate ``trust |w| / (|g| + decay |w|)`` (You et al. 2017, arXiv 1708.03888).
+
+    With ``trust_clip`` a layer's whole rate is at most the scheduled one (LARC). What is not decayed, biases and norms,
+    is not adapted either. Momentum comes after: it gathers updates that are scaled already.
+    """
+
+    def change(step: jax.Array, updates: Any, params: Any) -> Any:
+        rate, weight_decay = schedule(step), decay(step) if decay else config.weight_decay
+
+        def scale(gradient: jax.Array, param: jax.Array) -> jax.Array:
+            weight_norm, gradient_norm = jnp.linalg.norm(param), jnp.linalg.norm(gradient)
+            usable = (weight_norm > 0) & (gradient_norm > 0)
+            below = jnp.where(usable, gradient_norm + weight_decay * weight_norm, 1.0)
+            local = jnp.where(usable, config.trust * weight_norm / below, 1.0)
+            if config.trust_clip:
+                local = jnp.minimum(local / jnp.maximum(rate, 1e-12), 1.0)
+            return local * (gradient + weight_decay * param)
+
+        def one(gradient: jax.Array, kind: _Adapted, param: jax.Array) -> jax.Array:
+            if not kind.adapted:
+                return gradient
+            return (jax.vmap(scale) if kind.stacked else scale)(gradient, param)
+
+        return _map_trained(one, updates, kinds, params)
+
+    return _counting(change)
 
 
 def _layer_rates(decay: float, stacked: Any, boxed: Any) -> Any:

@@ -20,7 +20,7 @@ from sslx.config import RunConfig
 from sslx.objective import Batch, Objective
 from sslx.train import sharding
 from sslx.train.initialise import overlay
-from sslx.train.optimizer import make_optimizer, make_schedule
+from sslx.train.optimizer import make_decay, make_optimizer, make_schedule
 from sslx.train.step import TrainState, eval_keys, make_eval_step, make_train_step
 
 
@@ -58,7 +58,9 @@ class Program:
         self._shardings, self.notes = sharding.parameter_shardings(boxed, mesh, config.mesh.tolerance)
         self.undivided: list[str] = []
         self.schedule = make_schedule(config.optimizer, config.steps)
-        self.optimizer = make_optimizer(config.optimizer, self.schedule, boxed["params"])
+        self.optimizer = make_optimizer(
+            config.optimizer, self.schedule, boxed["params"], make_decay(config.optimizer, config.steps)
+        )
         # Not on the mesh: optax makes a scalar here, and a planned mesh has no device to make it on.
         self.abstract = self._abstract_state(sharding.unbox(boxed))
         step = make_train_step(

@@ -2,7 +2,8 @@
 
 The training step draws the views of the whole batch, totals the terms' weights, then takes gradients over
 micro-batches of sums divided by those totals. So a masked loss is the same number whatever the mesh and the number of
-micro-batches.
+micro-batches. Where a loss compares rows with each other by their representations alone, the gradient of these is taken
+from the whole batch, and then that of the parameters micro-batch by micro-batch (GradCache, arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -127,6 +128,16 @@ def make_gradient(
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         if micro_batches == 1:
             (loss, out), grads = gradient(params, batch, loss_key)
+        elif objective.scope == "representations":
+
+            def represent(params: Any, micro: Batch, key: jax.Array) -> Any:
+                return objective.represent(params, state, micro, key, step, train=True)
+
+            def loss_from(represented: Any) -> tuple[jax.Array, Out]:
+                out = objective.compare_rows(represented, params, state, batch, step)
+                return _total({name: term.coef * term.sum / totals[name] for name, term in out.terms.items()}), out
+
+            loss, out, grads = _through_cache(represent, loss_from, params, batch, loss_key, micro_batches)
         else:
             loss, out, grads = _accumulate(gradient, params, batch, loss_key, micro_batches)
         return loss, grads, out, totals
@@ -185,19 +196,48 @@ def _total(values: dict[str, jax.Array]) -> jax.Array:
     return sum(values.values(), start=jnp.zeros((), jnp.float32))
 
 
+def _split(array: jax.Array, parts: int) -> jax.Array:
+    # Strided: row r goes to micro-batch r % parts, so every device keeps its rows. A contiguous split would gather
+    # the whole batch onto each device first.
+    micro = jnp.swapaxes(array.reshape(array.shape[0] // parts, parts, *array.shape[1:]), 0, 1)
+    return nn.with_logical_constraint(micro, (None, "act_batch", *(None,) * (micro.ndim - 2)))
+
+
+def _join(stacked: jax.Array) -> jax.Array:
+    return jnp.swapaxes(stacked, 0, 1).reshape(-1, *stacked.shape[2:])
+
+
+def _through_cache(
+    represent: Callable, loss_from: Callable, params: Any, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, Out, Any]:
+    """Loss, outputs and gradients of a loss over all rows, with the activations of one micro-batch at a time.
+
+    Each micro-batch goes forward twice, with the same key: once for its representations, and once more for its part of
+    the gradient, given that of the loss with respect to these.
+    """
+    micro_batches, numbers = jax.tree.map(lambda array: _split(array, parts), batch), jnp.arange(parts)
+
+    def forward(_: None, scanned: tuple) -> tuple[None, Any]:
+        part, micro = scanned
+        return None, represent(params, micro, jax.random.fold_in(key, part))
+
+    _, represented = jax.lax.scan(forward, None, (numbers, micro_batches))
+    (loss, out), wanted = jax.value_and_grad(loss_from, has_aux=True)(jax.tree.map(_join, represented))
+
+    def backward(grads: Any, scanned: tuple) -> tuple[Any, None]:
+        part, micro, share = scanned
+        _, pull = jax.vjp(lambda params: represent(params, micro, jax.random.fold_in(key, part)), params)
+        return jax.tree.map(jnp.add, grads, pull(share)[0]), None
+
+    shares = jax.tree.map(lambda array: _split(array, parts), wanted)
+    grads, _ = jax.lax.scan(backward, jax.tree.map(jnp.zeros_like, params), (numbers, micro_batches, shares))
+    return loss, out, grads
+
+
 def _accumulate(
     gradient: Callable, params: Any, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[jax.Array, Out, Any]:
     """Sums loss, gradients and outputs over micro-batches by ``lax.scan``."""
-
-    def split(array: jax.Array) -> jax.Array:
-        # Strided: row r goes to micro-batch r % parts, so every device keeps its rows. A contiguous split would gather
-        # the whole batch onto each device first.
-        micro = jnp.swapaxes(array.reshape(array.shape[0] // parts, parts, *array.shape[1:]), 0, 1)
-        return nn.with_logical_constraint(micro, (None, "act_batch", *(None,) * (micro.ndim - 2)))
-
-    def join(stacked: jax.Array) -> jax.Array:
-        return jnp.swapaxes(stacked, 0, 1).reshape(-1, *stacked.shape[2:])
 
     def body(carry: tuple, scanned: tuple) -> tuple[tuple, dict]:
         part, micro = scanned
@@ -207,10 +247,10 @@ def _accumulate(
         added = (loss, grads, out.replace(stats=sums))
         return jax.tree.map(jnp.add, carry, added), rows
 
-    micro_batches = jax.tree.map(split, batch)
+    micro_batches = jax.tree.map(lambda array: _split(array, parts), batch)
     first = jax.tree.map(lambda array: array[0], micro_batches)
     (loss, out), grads = jax.eval_shape(gradient, params, first, key)
     sums = {name: stat for name, stat in out.stats.items() if isinstance(stat, Sum)}
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, grads, out.replace(stats=sums)))
     (loss, grads, out), rows = jax.lax.scan(body, zeros, (jnp.arange(parts), micro_batches))
-    return loss, out.replace(stats=out.stats | jax.tree.map(join, rows)), grads
+    return loss, out.replace(stats=out.stats | jax.tree.map(_join, rows)), grads

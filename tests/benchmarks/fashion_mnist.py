@@ -4,7 +4,9 @@ A row of the table is one seed of one method. Each pretrains on the first 54,000
 Its frozen features go through the probes of ``python -m sslx.evaluate`` (20,000 labelled pictures; settings chosen on
 the last 2,000 of the training set): linear probe, nearest neighbours, and a linear classifier on 10 labels a class.
 Then the whole encoder is fine-tuned on 100 labels a class. ``supervised`` has trained on all 54,000 labels, ``random``
-on nothing; both have the architecture of ``mae``. All scores are accuracies on the 10,000 test pictures.
+on nothing; both have the architecture of ``mae``. So have the methods on patches; what compares whole pictures trains a
+ResNet-10 of 16 to 128 channels, which ``supervised_resnet`` is to be held against (column ``encoder``). All scores are
+accuracies on the 10,000 test pictures.
 
     apt-get install dataset-fashion-mnist    # or the four files of MNIST's format in another folder: --data
     python tests/benchmarks/fashion_mnist.py --workdir=runs/fashion_mnist
@@ -37,6 +39,8 @@ from sslx.train.initialise import from_scratch, objective_class
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MIRRORED = {"pretext.augment.flip": 0.5}
+TWO = {"pretext.views.first.flip": 0.5, "pretext.views.second.flip": 0.5}
+CROPS = {**TWO, "pretext.views.local.flip": 0.5, "pretext.views.local_size": 14}
 # Steps are what two minutes on two cores allow.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("vit_mae", {"steps": 1400, "batch_size": 64, "optimizer.learning_rate": 2e-3, **MIRRORED}),
@@ -46,9 +50,26 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"model.image_size": 14, **MIRRORED},
     ),
     "rotation": ("rotation", {"steps": 400, "batch_size": 32, **MIRRORED}),
+    "simclr": ("simclr", {"steps": 500, **TWO}),
+    "moco_v3": ("moco_v3", {"steps": 400, **TWO}),
+    "byol": ("byol", {"steps": 400, **TWO}),
+    "simsiam": ("simsiam", {"steps": 500, **TWO}),
+    "barlow_twins": ("barlow_twins", {"steps": 500, **TWO}),
+    "vicreg": ("vicreg", {"steps": 500, **TWO}),
+    "infomax": ("infomax", {"steps": 500, **TWO}),
+    "swav": ("swav", {"steps": 400, **CROPS}),
+    "dino": ("dino", {"steps": 300, **CROPS}),
+    "ibot": ("ibot", {"steps": 500, "model.patch_size": 7, **CROPS}),
+    "ijepa": ("ijepa", {"steps": 600, **MIRRORED}),
+    "data2vec": ("data2vec", {"steps": 500, **MIRRORED}),
     "supervised": ("finetune/image_classification", {"steps": 800, "batch_size": 64, "task.augment.flip": 0.5}),
+    "supervised_resnet": (
+        "finetune/image_classification",
+        {"steps": 800, "batch_size": 64, "task.augment.flip": 0.5, "task.drop_path": 0.0},
+    ),
     "random": ("vit_mae", {}),
 }
+LIKE = {"supervised": "mae", "supervised_resnet": "simclr", "random": "mae"}  # whose architecture these have
 LARGE = {
     "steps": 50_000,
     "batch_size": 1024,
@@ -58,6 +79,7 @@ LARGE = {
     "model.mlp_width": 1536,
     "model.dtype": "bfloat16",
 }
+LARGE_RESNET = {"steps": 50_000, "batch_size": 1024, "model.depth": 18, "model.width": 64, "model.dtype": "bfloat16"}
 SPLITS = {"train_split": "train[:54000]", "eval_split": "train[54000:]"}
 COLUMNS = {"linear": "linear", "knn": "kNN", "ten": "10 labels a class", "tuned": "fine-tuned, 100 labels a class"}
 
@@ -69,7 +91,7 @@ def config_of(method: str, arguments: argparse.Namespace, seed: int) -> ml_colle
     given = {"data.source": f"idx:{arguments.data}", "data.image_size": 28, "model.image_size": 28, **changes}
     given |= {f"data.{split}": part for split, part in SPLITS.items()} | {"seed": seed}
     if arguments.size == "large":
-        given |= LARGE
+        given |= LARGE if "layers" in config.model else LARGE_RESNET
     return _changed(config, given, arguments.steps)
 
 
@@ -93,6 +115,13 @@ def teraflops(config: ml_collections.ConfigDict) -> float:
     part = "task" if "task" in written else "pretext"
     batch = run_config(written, part).batch_size
     return config.steps * objective.flops({name: (batch, *leaf.shape) for name, leaf in row.items()}) / 1e12
+
+
+def encoder_of(config: ml_collections.ConfigDict) -> str:
+    """The encoder in a few words."""
+    model = config.model
+    size = f" {model.layers} x {model.width}" if "layers" in model else f"-{model.depth}, width {model.width}"
+    return model.name + size + (f", patches of {model.patch_size}" if "patch_size" in model else "")
 
 
 def minutes(run: Path, config: ml_collections.ConfigDict) -> float:
@@ -130,7 +159,8 @@ def tuned(
     changes |= {f"data.{split}": part for split, part in SPLITS.items()}
     changes |= {"init": init, "seed": seed, "steps": 800, "batch_size": 32, "optimizer.learning_rate": 2e-3}
     # Lower rates protect what was pretrained, and from random parameters nothing was.
-    changes["optimizer.layer_decay"] = 1.0 if from_scratch(init) else 0.9
+    changes["optimizer.layer_decay"] = 1.0 if from_scratch(init) or "layers" not in config.model else 0.9
+    changes["task.drop_path"] = given.task.drop_path if "drop_path" in config.model else 0.0
     _to_the_end(finetune.main(_changed(given, changes, arguments.steps), epath.Path(workdir)))
     return json.loads((workdir / "report.json").read_text(encoding="utf8"))["test/accuracy"]
 
@@ -144,22 +174,23 @@ def _to_the_end(session: Session) -> None:
 def rows_of(method: str, arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Trains, probes and fine-tunes one seed of a method."""
     folder, config = arguments.workdir, config_of(method, arguments, seed)
-    like = folder / f"mae_{seed}"
+    like = folder / f"{LIKE.get(method, method)}_{seed}"
     if method == "random":
         score = tuned(f"scratch:{like}", config, folder / f"tuned_random_{seed}", arguments, seed)
         return [{"method": "random", "seed": seed, "tuned": score}]
     run = folder / f"{method}_{seed}"
-    if method == "supervised":
+    if method in LIKE:
         with config.unlocked():
             config.init, config.data.test_split = f"scratch:{like}", "test"
+            config.model = config_of(LIKE[method], arguments, seed).model  # as it will be
             config.optimizer.layer_decay = 1.0
         _to_the_end(finetune.main(config, epath.Path(run)))
     else:
         _to_the_end(pretrain.main(config, epath.Path(run)))
     found = probed(method, run, config, seed)
     cost = {"steps": config.steps, "teraflops": teraflops(config), "minutes": minutes(run, config)}
-    row = {"method": method, "seed": seed, **cost, **found["pretrained"]}
-    if method == "supervised":
+    row = {"method": method, "encoder": encoder_of(config), "seed": seed, **cost, **found["pretrained"]}
+    if method in LIKE:
         row["head"] = json.loads((run / "report.json").read_text(encoding="utf8"))["test/accuracy"]
     else:
         row["tuned"] = tuned(str(run), config, folder / f"tuned_{method}_{seed}", arguments, seed)
@@ -175,20 +206,23 @@ def settings(method: str, arguments: argparse.Namespace) -> list[Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: mean and standard deviation over seeds, in per cent."""
     lines = [
-        f"| method | steps | TFLOPs | minutes | {' | '.join(COLUMNS.values())} |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | encoder | steps | TFLOPs | minutes | {' | '.join(COLUMNS.values())} |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         members = [row for row in rows if row["method"] == method]
         cells = [
             method,
+            next((row["encoder"] for row in members if "encoder" in row), "–"),
             _one(members, "steps", ",.0f"),
             _one(members, "teraflops", ".1f"),
             _one(members, "minutes", ".1f"),
         ]
         lines.append(f"| {' | '.join(cells + [_spread(members, column) for column in COLUMNS])} |")
-    heads = [row for row in rows if "head" in row]
-    return "\n".join([*lines, f"supervised, by its own head: {_spread(heads, 'head')}"] if heads else lines)
+    for method in dict.fromkeys(row["method"] for row in rows if "head" in row):
+        heads = [row for row in rows if row["method"] == method]
+        lines.append(f"{method}, by its own head: {_spread(heads, 'head')}")
+    return "\n".join(lines)
 
 
 def _one(rows: list[dict[str, Any]], name: str, form: str) -> str:

@@ -17,7 +17,7 @@ from sslx.config import OptimizerConfig
 from sslx.errors import UserError
 from sslx.models.pixels import patchify, unpatchify
 from sslx.models.transformer import Block, rotate
-from sslx.models.vit import SIZES, VitConfig, sincos_table
+from sslx.models.vit import SIZES, VitConfig, places, sincos_table
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import PARAMETER_AXES, is_box, parameter_name, unbox
 
@@ -98,7 +98,7 @@ def test_rotary_products_depend_on_how_far_apart_rows_and_columns_are():
 def test_rotary_positions_are_rows_and_columns_and_nothing_turns_what_stands_in_front():
     config = dataclasses.replace(TINY, positions="rope", registers=1)
     variables = fresh(config)
-    places_of = lambda visible: config.encoder().apply(variables, 2, visible, method="positions")  # noqa: E731
+    places_of = lambda visible: config.encoder().apply(variables, 2, visible, 4, method="positions")  # noqa: E731
     places = np.asarray(places_of(None))
     assert places.shape == (2, 2 + 16, 2)
     assert not places[:, :2].any()
@@ -285,3 +285,19 @@ def test_weight_decay_moves_kernels_alone():
 def test_a_vit_that_cannot_be(settings, message):
     with pytest.raises(UserError, match=message):
         VitConfig(**settings)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos", "rope"])
+def test_smaller_pictures_span_the_same_places(positions):
+    config = VitConfig(
+        layers=1, width=16, heads=2, mlp_width=32, image_size=16, patch_size=4, positions=positions, pool="mean"
+    )
+    encoder = config.encoder()
+    whole = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)
+    params = jax.jit(lambda: encoder.init(jax.random.key(0), {"image": whole}, deterministic=True))()
+    small = jax.jit(lambda p: encoder.apply(p, {"image": whole[:, :8, :8]}, deterministic=True))(params)
+    assert small.shape == (2, 1 + 4, 16)
+    assert np.isfinite(small).all()
+    # Each of two patches along a side stands in the middle of the two of four that it covers.
+    assert places(2, 4).tolist() == [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]
+    np.testing.assert_array_equal(sincos_table(4, 16, 4), sincos_table(4, 16))

@@ -17,7 +17,8 @@ from sslx.config import OptimizerConfig, build
 from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import MODERN, BertConfig
-from sslx.pretext.span_context import SpanContext, SpanContextConfig, distance, normalised, spread
+from sslx.pretext.latent_targets import distance, normalised, spread
+from sslx.pretext.span_context import SpanContext, SpanContextConfig
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
 from sslx.train.step import TrainState, finish_means, make_eval_step, make_train_step

@@ -18,10 +18,10 @@ from sslx.data.sentences import NEGATIVE, PAIR, prepare_sentences
 from sslx.data.text import TextConfig
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig
+from sslx.models.contrast import info_nce
 from sslx.tasks.sentence_embedding import (
     SentenceEmbedding,
     SentenceEmbeddingConfig,
-    info_nce,
     spearman,
     uniformity,
 )

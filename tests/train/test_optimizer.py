@@ -14,7 +14,7 @@ import pytest
 
 from sslx.config import OptimizerConfig
 from sslx.errors import UserError
-from sslx.train.optimizer import make_optimizer, make_schedule
+from sslx.train.optimizer import make_decay, make_optimizer, make_schedule
 from sslx.train.sharding import unbox
 
 LAYERS = 3
@@ -63,7 +63,7 @@ def data():
 def optimized(config, data, steps=5):
     """Parameters after each step."""
     schedule = make_schedule(config, 100)
-    optimizer = make_optimizer(config, schedule, nested(BOXED))
+    optimizer = make_optimizer(config, schedule, nested(BOXED), make_decay(config, 8))
     params = nested(jax.tree.map(jnp.asarray, data[0]))
     state, after = optimizer.init(params), []
     update = jax.jit(optimizer.update)
@@ -124,6 +124,48 @@ def orthogonalised(matrix):
         a = x @ x.T
         x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
     return x
+
+
+@pytest.mark.parametrize(("name", "clip"), [("sgd", False), ("lars", False), ("lars", True)])
+def test_sgd_and_lars_gather_momentum_of_decayed_gradients(data, name, clip):
+    config = dataclasses.replace(CONFIG, name=name, momentum=0.9, trust=0.02, trust_clip=clip)
+    params = {key: array.astype(np.float64) for key, array in data[0].items()}
+    velocity = {key: np.zeros_like(array) for key, array in params.items()}
+    expected = []
+    for gradients in data[1:]:
+        for key, param in params.items():
+            decay = 0.0 if key in UNDECAYED else config.weight_decay
+            parts = zip(*(layers_of(key, of) for of in (param, np.float64(gradients[key]), velocity[key])), strict=True)
+            for w, g, v in parts:
+                local = 1.0
+                if name == "lars" and key not in UNDECAYED:  # arXiv 1708.03888, formula 6
+                    local = 0.02 * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w))
+                    local = min(local / config.learning_rate, 1.0) if clip else local
+                v[...] = 0.9 * v + local * (g + decay * w)
+                w -= config.learning_rate * v
+        expected.append({key: array.copy() for key, array in params.items()})
+    assert_close(optimized(config, data), expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_weight_decay_goes_to_its_end_by_half_a_cosine(data, name):
+    config = dataclasses.replace(CONFIG, name=name, weight_decay=0.1, weight_decay_end=0.5, momentum=0.0, trust=0.02)
+    still = [data[0]] + 5 * [{key: np.zeros(shape, np.float32) for key, (shape, _) in SHAPES.items()}]
+    rates = [0.5 - 0.4 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(5)]
+    # LARS leaves the rate of what has no gradient as it is.
+    left = np.prod([1 - config.learning_rate * rate for rate in rates])
+    after = optimized(config, still)[-1]
+    for key, array in data[0].items():
+        np.testing.assert_allclose(after[key], array if key in UNDECAYED else left * array, rtol=1e-5, err_msg=key)
+
+
+def test_what_is_constant_is_trained_at_the_peak_rate_throughout(data):
+    config = dataclasses.replace(CONFIG, name="sgd", momentum=0.0, weight_decay=0.0, schedule="linear")
+    after = optimized(dataclasses.replace(config, schedule_steps=5, constant=("^head/",)), data)[-1]
+    for key, array in data[0].items():
+        rates = np.full(5, 0.1) if key.startswith("head/") else 0.1 * (1 - np.arange(5) / 5)
+        expected = array - sum(rate * step[key] for rate, step in zip(rates, data[1:], strict=True))
+        np.testing.assert_allclose(after[key], expected, rtol=1e-4, atol=1e-4, err_msg=key)
 
 
 def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam(data):

@@ -1,0 +1,49 @@
+"""Prediction of a teacher's view (BYOL, arXiv 2006.07733).
+
+Command:   python -m sslx.main --config=configs/byol.py
+Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/byol.py:cifar10
+Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNet-10 of 16 to 128 channels in batches of
+           64, some two minutes on two idle cores.
+Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
+           accuracy is 92.58 % (trained online: eval/online_linear here). Not run here.
+           base is the paper's: a ResNet-50 at 224 pixels, 4,096 pictures a step for 1,000 epochs of ImageNet-1k,
+           LARS at 3.2 (0.2 for each 256 pictures), momentum 0.996 to 1; 74.3 % linear. For accelerators.
+"""
+
+import ml_collections
+
+from sslx.config import parse_argument
+from sslx.errors import choose
+from sslx.models.heads import HeadConfig
+from sslx.models.teacher import MomentumConfig
+from sslx.pretext import recipes
+from sslx.pretext.byol import ByolConfig
+from sslx.pretext.picture_views import TwoViews
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """Returns the config of one size on one set of pictures."""
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
+    size = choose(arguments["size"], ("default", "cifar10", "base"), "size of configs/byol.py")
+    config = {"default": small_job, "cifar10": cifar, "base": base}[size]()
+    config.data.source = arguments["data"] or config.data.source
+    return recipes.rebatched(config, arguments["batch"])
+
+
+def small_job() -> ml_collections.ConfigDict:
+    """Some minutes on two CPU cores."""
+    head, momentum = HeadConfig(layers=2, hidden=256, out=64), MomentumConfig(0.98, 1.0)
+    views = TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)
+    pretext = ByolConfig(projector=head, predictor=head, momentum=momentum, views=views)
+    return recipes.joint_job(pretext, steps=400)
+
+
+def cifar() -> ml_collections.ConfigDict:
+    """solo-learn's settings."""
+    views = TwoViews(recipes.ASYMMETRIC, recipes.ASYMMETRIC_SECOND)
+    return recipes.cifar10(ByolConfig(momentum=MomentumConfig(0.99, 1.0), views=views), 1.0, 1e-5)
+
+
+def base() -> ml_collections.ConfigDict:
+    """The paper's settings."""
+    return recipes.imagenet_resnet(ByolConfig(), batch_size=4096, epochs=1000, learning_rate=3.2, weight_decay=1.5e-6)

@@ -1,0 +1,311 @@
+"""What all methods of joint embedding have in common: views, a network and perhaps a teacher that see them, one loss.
+
+In: rows of any modality that gives several views (`PictureViews`). Each view goes through encoder, projector and, where
+the method has them, predictor and prototypes; a teacher, which is a moving average of these, sees the whole ones. What
+the method makes of that is `JointEmbedding.compared`; everything else is here, once.
+
+Batch normalisation, negatives, centres and Sinkhorn's balance are of the global batch on any mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from sslx.config import build
+from sslx.errors import UserError
+from sslx.models.heads import HeadConfig
+from sslx.models.pooling import unit_vectors
+from sslx.models.statistics import NAME as STATISTICS
+from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
+from sslx.models.teacher import MomentumConfig, followed
+from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.pretext.joint_network import Network, Seen, undropped
+from sslx.pretext.picture_views import PictureViews
+
+TEACHER = "teacher"  # of its part of the state
+TEACHER_STATISTICS = "teacher_statistics"
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a loss may look at beside what was seen."""
+
+    params: Any
+    state: Any
+    all_weights: dict[str, Array]  # by term
+    weights: Float[Array, " batch"]  # of the first term's, one a row
+    step: Array
+
+
+def spread(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) -> Float[Array, ""]:
+    """The deviation of the features of unit vectors, times the root of the width.
+
+    1 for vectors that point everywhere alike, 0 for such that are all the same (SimSiam's measure, arXiv 2011.10566).
+    """
+    x, share = unit_vectors(x), (weights / jnp.maximum(jnp.sum(weights), 1e-6))[:, None]
+    variance = jnp.sum(share * (x - jnp.sum(share * x, axis=0)) ** 2, axis=0)
+    return jnp.mean(jnp.sqrt(variance)) * x.shape[-1] ** 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class JointEmbedding(Objective):
+    """A method of joint embedding; ``pretext`` is its part of the config, of the class ``pretext_config``.
+
+    That has ``views`` and ``projector``, and may have ``predictor``, ``prototypes``, ``momentum`` (of a teacher) and
+    ``frozen_steps`` (of prototypes).
+    """
+
+    pretext_config: ClassVar[type]
+    terms: ClassVar[tuple[str, ...]]  # of its loss
+    encoders: ClassVar[tuple[str, ...]] = ("resnet", "vit", "convnext")  # that it can train
+    across: ClassVar[bool] = True  # a term's value depends on all rows of the batch
+    together: ClassVar[bool] = False  # see `Network`
+    product: ClassVar[Literal["student", "teacher"]] = "student"  # what is evaluated and taken away
+    least_rows: ClassVar[int] = 2  # in a batch
+
+    pretext: Any
+    source: PictureViews
+    rows: int  # of a batch
+    steps: int  # of the schedule
+
+    @classmethod
+    def check(cls, pretext: Any, model: Any, config: Mapping[str, Any]) -> None:
+        """Refuses parts of a config that are right by themselves and not together.
+
+        Raises:
+          UserError: they are not.
+        """
+
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, Any]:
+        objective, data_config = cls._built(config)
+        return objective, objective.source.prepare(data_config, config["seed"])
+
+    @classmethod
+    def abstract(cls, config: Mapping[str, Any]) -> tuple[Self, dict[str, jax.ShapeDtypeStruct]]:
+        objective, data_config = cls._built(config)
+        return objective, objective.source.abstract_row(data_config)
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], run: Path) -> Self:
+        return cls._built(config)[0]
+
+    @classmethod
+    def _built(cls, config: Mapping[str, Any]) -> tuple[Self, Any]:
+        pretext = build(cls.pretext_config, config["pretext"], "config.pretext")
+        source, data_config = PictureViews.built(config, pretext.views, cls.encoders)
+        if cls.least_rows > config["batch_size"]:
+            raise UserError(
+                f"config.batch_size is {config['batch_size']}; {cls.__name__} compares the rows of a batch, expected "
+                f"at least {cls.least_rows}"
+            )
+        cls.check(pretext, source.model, config)
+        # A run that goes on longer keeps the schedule that it was started with.
+        steps = config["optimizer"]["schedule_steps"] or config["steps"]
+        objective = cls(pretext, source, config["batch_size"], steps)
+        if config["micro_batches"] > 1 and objective.scope == "batch":
+            raise UserError(
+                f"config.micro_batches is {config['micro_batches']}; {cls.__name__} normalises by all rows of a batch, "
+                f"so that parts of it would give another loss; expected 1, or an encoder and heads without batch "
+                f"normalisation"
+            )
+        return objective, data_config
+
+    @property
+    def model(self) -> Any:
+        """The encoder's config."""
+        return self.source.model
+
+    @property
+    def modality(self) -> str:
+        return self.source.modality
+
+    @property
+    def momentum(self) -> MomentumConfig | None:
+        """Of the teacher, if there is one."""
+        return getattr(self.pretext, "momentum", None)
+
+    @property
+    def heads(self) -> list[HeadConfig]:
+        """Projector, and predictor if there is one."""
+        predictor = getattr(self.pretext, "predictor", None)
+        return [self.pretext.projector] + [predictor] * (predictor is not None)
+
+    @property
+    def network(self) -> Network:
+        """The Linen module of what is trained."""
+        predictor, prototypes = getattr(self.pretext, "predictor", None), getattr(self.pretext, "prototypes", 0)
+        return Network(self.model, self.pretext.projector, predictor, prototypes, self.together)
+
+    @property
+    def teacher_network(self) -> Network:
+        """The teacher's Linen module: it predicts no one."""
+        return self.network.clone(model=undropped(self.model), predicting=None)
+
+    @property
+    def scope(self) -> str:
+        batch_norm = self.model.batch_norm or any(head.batch_norm for head in self.heads)
+        if batch_norm:
+            return "batch"
+        return "representations" if self.across else "row"
+
+    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
+        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
+        variables = dict(self.network.init(key, viewed["views"], deterministic=True))
+        params, state = variables.pop("params"), variables
+        if self.momentum is not None:
+            parts = jax.eval_shape(lambda: self.teacher_network.init(key, viewed["views"][:1], deterministic=True))
+            # A copy: the step donates both, and one buffer cannot be given twice.
+            state = state | {TEACHER: jax.tree.map(jnp.copy, _part({"params": params, **state}, parts))}
+        return {"params": params, "state": state | self.memory(key)}
+
+    def memory(self, key: PRNGKeyArray) -> dict[str, Any]:
+        """What the method keeps in its state beside the teacher: a centre, a queue."""
+        return {}
+
+    def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
+        """In evaluation too, views are random, always the same: of two that are alike there is nothing to learn."""
+        ones = jnp.ones(batch["row"].shape, jnp.float32)
+        rest = {name: value for name, value in batch.items() if name != self.source.field}
+        return rest | {"views": self.source.views(batch, key), "weights": dict.fromkeys(self.terms, ones)}
+
+    def taught(self, views: list[Batch]) -> list[Batch]:
+        """The views that the teacher sees: the two whole ones."""
+        return views[:2]
+
+    def loss(self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Out:
+        represented, stats = self._seen(params, state, batch, key, step, train)
+        out = self.compare_rows(represented, params, state, batch, step)
+        return out.replace(stats=stats | out.stats)
+
+    def represent(
+        self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool
+    ) -> tuple[list[Seen], list[Seen] | None]:
+        return self._seen(params, state, batch, key, step, train)[0]
+
+    def _seen(
+        self, params: Any, state: Any, batch: Batch, key: PRNGKeyArray, step: Array, train: bool
+    ) -> tuple[tuple[list[Seen], list[Seen] | None], dict[str, Any]]:
+        """What student and teacher make of the views, and how that moves running averages."""
+        student_key, teacher_key = jax.random.split(key)
+        options = {} if self.frozen(step) is None else {"frozen": self.frozen(step)}
+        student, stats = apply_with_statistics(
+            self.network, params, state, batch["views"], student_key, train=train, **options
+        )
+        if self.momentum is None:
+            return (student, None), stats
+        own = jax.lax.stop_gradient(state[TEACHER])
+        teacher, moved = apply_with_statistics(
+            self.teacher_network, own["params"], own, self.taught(batch["views"]), teacher_key, train=train
+        )
+        stats |= {TEACHER_STATISTICS: moved[STATISTICS]} if moved else {}
+        return (student, jax.lax.stop_gradient(teacher)), stats
+
+    def compare_rows(
+        self, represented: tuple[list[Seen], list[Seen] | None], params: Any, state: Any, batch: Batch, step: Array
+    ) -> Out:
+        student, teacher = represented
+        weights = batch["weights"][self.terms[0]]
+        out = self.compared(student, teacher, Given(params, state, batch["weights"], weights, step))
+        count = jnp.sum(weights)
+        watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
+        spreads = {name: Mean(count * spread(x, weights), count) for name, x in watched.items()}
+        return out.replace(metrics=out.metrics | spreads)
+
+    def compared(self, student: list[Seen], teacher: list[Seen] | None, given: Given) -> Out:
+        """The loss of what student and teacher have made of the views, in the order of `PictureViews`."""
+        raise NotImplementedError
+
+    def frozen(self, step: Array) -> Bool[Array, ""] | None:
+        """Whether prototypes stay as they are in this update; None: there are none that ever do."""
+        steps = getattr(self.pretext, "frozen_steps", 0)
+        return step < steps if steps else None
+
+    def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
+        state = with_statistics(state, stats)
+        if self.momentum is not None:
+            momentum = self.momentum.at(step, self.steps)
+            own = dict(state[TEACHER])
+            own["params"] = followed(own["params"], params, momentum, step)
+            if STATISTICS in own:
+                # The averages of its own passes; the first update takes the student's with its parameters.
+                passes = stats[TEACHER_STATISTICS].value
+                own[STATISTICS] = followed(passes, state[STATISTICS], jnp.float32(1.0), step)
+            state = {**state, TEACHER: own}
+        return self.remembered(state, stats, step)
+
+    def remembered(self, state: Any, stats: dict[str, Any], step: Array) -> Any:
+        """The state with what `memory` made of it after an update."""
+        return state
+
+    @classmethod
+    def encoder(cls, params: Any, state: Any) -> Variables:
+        if cls.product == "teacher":
+            return encoder_variables(state[TEACHER]["params"], state[TEACHER])
+        return encoder_variables(params, state)
+
+    def parts(self, params: Any, state: Any) -> dict[str, Any]:
+        """The encoder; projectors and the like are thrown away."""
+        return {"encoder": self.encoder(params, state)["params"]}
+
+    def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
+        return self.source.encode(variables, batch)
+
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        rows = batch_shapes[self.source.field][0]
+        projector = self.pretext.projector
+        width = projector.width(self.model.features_width)
+        head = projector.flops(self.model.features_width) + 2.0 * width * getattr(self.pretext, "prototypes", 0)
+        predictor = self.heads[1].flops(width) if len(self.heads) > 1 else 0.0
+        seen = self.source.flops()
+        taught = sum(of + head for of in self.taught(seen)) if self.momentum is not None else 0.0
+        return rows * (3.0 * sum(of + head + predictor for of in seen) + taught)
+
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        return self.source.preview(batch)
+
+    def preview_pictures(
+        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        return self.source.preview_pictures(batch, viewed)
+
+
+def _part(whole: Any, like: Any) -> Any:
+    """The entries of nested mappings that another has too."""
+    if isinstance(like, Mapping):
+        return {name: _part(whole[name], part) for name, part in like.items()}
+    return whole
+
+
+def of_all(value: Float[Array, ""], weights: Float[Array, " batch"], coef: float = 1.0) -> Term:
+    """A term that is one number of the whole batch, not a sum over its rows: the step divides by the weights again."""
+    return Term(value * jnp.sum(weights), coef)
+
+
+def of_rows(losses: Float[Array, " batch"], weights: Float[Array, " batch"], coef: float = 1.0) -> Term:
+    """A term that is a mean over rows."""
+    return Term(jnp.sum(weights * losses), coef)
+
+
+def mean_of(values: Float[Array, " batch"], weights: Float[Array, " batch"]) -> Mean:
+    """A metric that is a mean over rows."""
+    return Mean(jnp.sum(weights * values), jnp.sum(weights))
+
+
+def check_sum(name: str, value: float, *, above: float, most: float | None = None) -> None:
+    """Refuses ``config.pretext.NAME`` outside its range.
+
+    Raises:
+      UserError: it is.
+    """
+    if not value > above or (most is not None and value > most):
+        limit = f", at most {most:g}" if most is not None else ""
+        raise UserError(f"config.pretext.{name} is {value}; expected more than {above:g}{limit}")

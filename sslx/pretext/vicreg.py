@@ -1,0 +1,85 @@
+"""VICReg (arXiv 2105.04906): two views' features agree, each varies over the batch, and none says what another says.
+
+In: two views of each row. Out: three terms. ``invariance`` is the mean square between the views; ``variance`` the mean,
+over features and both views, of what a feature's deviation over the batch lacks of 1; ``covariance`` the sum of the
+squared covariances of different features, over the width, of both views. They are weighed 25, 25 and 1. If all vectors
+are the same, only ``variance`` is left, at nearly 1 and so 25 in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sslx.models.heads import HeadConfig
+from sslx.objective import Out
+from sslx.pretext.joint import Given, JointEmbedding, check_sum, of_all, of_rows
+from sslx.pretext.joint_network import Seen
+from sslx.pretext.picture_views import TwoViews
+
+EPS = 1e-4  # beside the variance
+
+
+@dataclasses.dataclass(frozen=True)
+class VicregConfig:
+    """``config.pretext`` of ``name="vicreg"``."""
+
+    name: str = "vicreg"
+    invariance: float = 25.0
+    variance: float = 25.0  # 0 is the paper's ablation, which collapses (its table 7)
+    covariance: float = 1.0
+    projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=3, hidden=8192, out=8192))
+    views: TwoViews = dataclasses.field(default_factory=TwoViews)
+
+    def __post_init__(self):
+        for name in ("invariance", "variance", "covariance"):
+            check_sum(name, getattr(self, name), above=-1e-12)
+
+
+def regularisers(
+    x: Float[Array, "batch width"], weights: Float[Array, " batch"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """One view's part of the variance term, the mean hinge, and of the covariance term.
+
+    Variances are over one row less than there are, as PyTorch's.
+    """
+    count = jnp.sum(weights)
+    weights = weights[:, None]
+    x = x - jnp.sum(weights * x, axis=0) / jnp.maximum(count, 1e-6)
+    less = jnp.maximum(count - 1.0, 1.0)
+    covariance = jnp.einsum("ni,nj->ij", weights * x, x, precision=jax.lax.Precision.HIGHEST) / less
+    variance = jnp.diagonal(covariance)
+    hinge = jnp.mean(jax.nn.relu(1.0 - jnp.sqrt(variance + EPS)))
+    return hinge, (jnp.sum(covariance**2) - jnp.sum(variance**2)) / x.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vicreg(JointEmbedding):
+    """The objective of ``config.pretext.name = "vicreg"``."""
+
+    pretext_config = VicregConfig
+    terms = ("invariance", "variance", "covariance")
+    unit = ""
+
+    pretext: VicregConfig
+
+    def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
+        pretext, weights = self.pretext, given.weights
+        first, second = (view.projection for view in student)
+        (hinge, covariance), (other_hinge, other_covariance) = (regularisers(x, weights) for x in (first, second))
+        apart = jnp.mean((first - second) ** 2, axis=-1)
+        return Out(
+            {
+                "invariance": of_rows(apart, weights, pretext.invariance),
+                "variance": of_all((hinge + other_hinge) / 2, weights, pretext.variance),
+                "covariance": of_all(covariance + other_covariance, weights, pretext.covariance),
+            }
+        )
+
+    def chance(self, statistics: Mapping[str, float]) -> float:
+        """Of vectors that are all the same."""
+        return self.pretext.variance * (1.0 - EPS**0.5)
