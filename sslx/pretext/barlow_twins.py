@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,10 @@ class BarlowTwins(JointEmbedding):
     """The objective of ``config.pretext.name = "barlow_twins"``."""
 
     pretext_config = BarlowTwinsConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "more weight of what differs (config.pretext.redundancy, 0.0051 in the paper), a lower learning rate",
+    )
     terms = ("correlation",)
     unit = ""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -69,6 +69,11 @@ class Byol(JointEmbedding):
     """The objective of ``config.pretext.name = "byol"``."""
 
     pretext_config = ByolConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), "
+        "config.pretext.predictor.layers=2, batch normalisation in both heads, a lower learning rate",
+    )
     terms = ("distance",)
     across = False
     unit = ""

@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -155,6 +155,11 @@ class Data2vec(ImagePretext):
     """The objective of ``config.pretext.name = "data2vec"``."""
 
     pretext_config = Data2vecConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), "
+        "config.pretext.norm_targets=True, a lower learning rate",
+    )
     unit = ""
 
     pretext: Data2vecConfig

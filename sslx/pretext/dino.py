@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,14 @@ class Dino(JointEmbedding):
     """The objective of ``config.pretext.name = "dino"``."""
 
     pretext_config = DinoConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "uniform"),
+        "a lower config.pretext.teacher_temperature (0.04), a slower teacher (config.pretext.momentum.start "
+        "nearer to 1), prototypes that stay at first (config.pretext.frozen_steps)",
+    ) | dict.fromkeys(
+        ("collapse", "low_rank", "peaked"),
+        "config.pretext.balance=centre or sinkhorn, a higher config.pretext.teacher_temperature (0.04 to 0.07)",
+    )
     terms = ("distillation",)
     together = True
     product = "teacher"
@@ -157,6 +165,9 @@ class Dino(JointEmbedding):
             return state
         moved = centre_moved(state["centre"], **stats["centre"].value, momentum=self.pretext.centre_momentum)
         return {**state, "centre": moved}
+
+    def entropies(self) -> Mapping[str, tuple[float, str]]:
+        return {"teacher_entropy": (math.log(self.pretext.prototypes), "teacher_kl")}
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         """Also the loss of shares that are all alike."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -179,6 +179,10 @@ class IJepa(ImagePretext):
     """The objective of ``config.pretext.name = "ijepa"``."""
 
     pretext_config = IJepaConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), a lower learning rate",
+    )
     unit = ""
 
     pretext: IJepaConfig

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,10 @@ class Infomax(JointEmbedding):
     """The objective of ``config.pretext.name = "infomax"``."""
 
     pretext_config = InfomaxConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "collapse", "low_rank"),
+        "config.pretext.bound=infonce, more rows in a batch, a lower learning rate",
+    )
     terms = ("information",)
     encoders = ("vit", "resnet")
 

@@ -259,6 +259,9 @@ class JointEmbedding(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.source.encode(variables, batch)
 
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
+        return self.source.views(batch, key)[0]
+
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows = batch_shapes[self.source.field][0]
         projector = self.pretext.projector

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,11 @@ class MocoV3(JointEmbedding):
     """The objective of ``config.pretext.name = "moco_v3"``."""
 
     pretext_config = MocoV3Config
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "collapse", "low_rank"),
+        "another temperature (config.pretext.temperature, mostly 0.1 to 0.5), more rows in a batch, a lower "
+        "learning rate",
+    )
     terms = ("contrast",)
 
     pretext: MocoV3Config

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from sslx.models.contrast import nt_xent
 from sslx.models.heads import HeadConfig
@@ -40,6 +41,11 @@ class SimClr(JointEmbedding):
     """The objective of ``config.pretext.name = "simclr"``."""
 
     pretext_config = SimClrConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "collapse", "low_rank"),
+        "another temperature (config.pretext.temperature, mostly 0.1 to 0.5), more rows in a batch, a lower "
+        "learning rate",
+    )
     terms = ("contrast",)
     together = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array, Float
@@ -53,6 +53,11 @@ class SimSiam(JointEmbedding):
     """The objective of ``config.pretext.name = "simsiam"``."""
 
     pretext_config = SimSiamConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("collapse", "low_rank"),
+        "config.pretext.stop_gradient=True, config.pretext.predictor.layers=2 at a constant rate, "
+        "config.pretext.projector.last_norm=True, a lower learning rate",
+    )
     terms = ("similarity",)
     across = False
     unit = ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,11 @@ class Swav(JointEmbedding):
     """The objective of ``config.pretext.name = "swav"``."""
 
     pretext_config = SwavConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "collapse", "low_rank"),
+        "config.pretext.balance=True, a lower config.pretext.epsilon (0.03 to 0.05), prototypes that stay at "
+        "first (config.pretext.frozen_steps), a lower learning rate",
+    )
     terms = ("swapped",)
     together = True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,10 @@ class Vicreg(JointEmbedding):
     """The objective of ``config.pretext.name = "vicreg"``."""
 
     pretext_config = VicregConfig
+    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("no_learning", "collapse", "low_rank"),
+        "config.pretext.variance as high as config.pretext.invariance (25 in the paper), a lower learning rate",
+    )
     terms = ("invariance", "variance", "covariance")
     unit = ""
 
