@@ -86,6 +86,8 @@ class Objective(abc.ABC):
     compared_rows: ClassVar[int] = 0
     # What usually helps against an alarm, by the alarm's name, where it is something else than in general.
     remedies: ClassVar[Mapping[str, str]] = {}
+    # Metrics that are spreads, 1 if all is well and 0 at a collapse, which alarms watch beside the features' own.
+    spreads: ClassVar[tuple[str, ...]] = ()
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 

@@ -68,6 +68,7 @@ class JointEmbedding(Objective):
     encoders: ClassVar[tuple[str, ...]] = ("resnet", "vit", "convnext")  # that it can train
     across: ClassVar[bool] = True  # a term's value depends on all rows of the batch
     together: ClassVar[bool] = False  # see `Network`
+    spreads = ("projection_std",)  # where a head may ignore features that are still spread
     product: ClassVar[Literal["student", "teacher"]] = "student"  # what is evaluated and taken away
     least_rows: ClassVar[int] = 2  # in a batch
 

@@ -195,6 +195,7 @@ class Watched(Objective):
     model = property(lambda self: self.objective.model)
     chance = property(lambda self: self.objective.chance)
     remedies = property(lambda self: self.objective.remedies)
+    spreads = property(lambda self: self.objective.spreads)
     entropies = property(lambda self: self.objective.entropies)
     variant = property(lambda self: self.objective.variant)
     derive = property(lambda self: self.objective.derive)

@@ -68,7 +68,8 @@ def joint_job(
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 15  # below the steps of a short trial
     config.optimizer.schedule = "cosine"
-    config.eval.every_steps = config.checkpoint.every_steps = steps // 2
+    config.eval.every_steps = config.checkpoint.every_steps = steps // 5  # often enough for alarms
+    config.eval.batches = 8
     config.eval.examples = 0
     return config
 

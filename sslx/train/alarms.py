@@ -5,7 +5,8 @@ raises the same alarms at the same steps). Out: lines. Nothing is judged during 
 its sign has been there for ``config.alarms.evaluations`` in succession:
 
 - ``no_learning``: the held-out loss is within ``chance_band`` of its chance value (`Objective.chance`).
-- ``collapse``: the spread of features is under ``std_floor``, or under ``std_share`` of the most that it was.
+- ``collapse``: the spread of features, or one that the objective watches (`Objective.spreads`, such as that of
+  projections), is under ``std_floor``, or under ``std_share`` of the most that it was.
 - ``low_rank``: their effective rank is under ``rank_floor``.
 - ``peaked`` and ``uniform``: an entropy of the objective's (`Objective.entropies`, such as a teacher's) is within
   ``entropy_band`` of 0 or of the most that it can be, and the divergence beside it of 0: all rows have one answer, or
@@ -45,7 +46,7 @@ class Alarms:
 
     in_succession: dict[str, int] = dataclasses.field(default_factory=dict)  # evaluations with each sign
     raised: list[str] = dataclasses.field(default_factory=list)  # alarms that go on
-    largest_std: float = 0.0
+    largest: dict[str, float] = dataclasses.field(default_factory=dict)  # each spread at its most
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Alarms:
@@ -57,8 +58,10 @@ class Alarms:
     ) -> dict[str, str]:
         """Counts the signs in an evaluation after the warm-up; returns the lines of alarms that it raises, by name."""
         lines = {}
-        self.largest_std = max(self.largest_std, metrics.get("features/std", 0.0))
-        found = signs(metrics, objective.entropies(), chance, self.largest_std, config)
+        for name in ("features/std", *(f"eval/{name}" for name in objective.spreads)):
+            if name in metrics:
+                self.largest[name] = max(self.largest.get(name, 0.0), metrics[name])
+        found = signs(metrics, objective.entropies(), chance, self.largest, config)
         for name, (here, what) in found.items():
             self.in_succession[name] = self.in_succession.get(name, 0) + 1 if here else 0
             if self.in_succession[name] >= config.evaluations and name not in self.raised:
@@ -74,7 +77,7 @@ def signs(
     metrics: Mapping[str, float],
     entropies: Mapping[str, tuple[float, str]],
     chance: float | None,
-    largest_std: float,
+    largest: Mapping[str, float],
     config: AlarmsConfig,
 ) -> dict[str, tuple[bool, str]]:
     """For each alarm that the metrics can tell of: whether its sign is there, and the numbers that say so."""
@@ -83,10 +86,17 @@ def signs(
         loss = metrics["eval/loss"]
         near = abs(loss - chance) <= config.chance_band * (abs(chance) or 1.0)
         found["no_learning"] = (near, f"loss {loss:.4f}, {chance:.4f} by chance")
-    if "features/std" in metrics:
-        std, rank = metrics["features/std"], metrics["features/rankme"]
-        gone = std < max(config.std_floor, config.std_share * largest_std)
-        found["collapse"] = (gone, f"feature spread {std:.2g}, was {largest_std:.2g}")
+    gone = {
+        name: metrics[name] < max(config.std_floor, config.std_share * most)
+        for name, most in largest.items()
+        if name in metrics
+    }
+    if gone:
+        worst = next((name for name, here in gone.items() if here), next(iter(gone)))
+        what = "feature spread" if worst == "features/std" else worst.removeprefix("eval/")
+        found["collapse"] = (gone[worst], f"{what} {metrics[worst]:.2g}, was {largest[worst]:.2g}")
+    if "features/rankme" in metrics:
+        rank = metrics["features/rankme"]
         found["low_rank"] = (rank < config.rank_floor, f"effective rank {rank:.2f}")
     for name, (most, divergence) in entropies.items():
         entropy, apart = metrics[f"eval/{name}"], metrics[f"eval/{divergence}"]

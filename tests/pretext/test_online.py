@@ -157,7 +157,7 @@ def test_votes_are_those_of_training_rows_by_numpy(whole):
     session, folder = whole
     run = load_run(folder)
     assert isinstance(run.objective, Mae)  # what comes after knows nothing of it
-    data, encoder = session.data, Encoder(run.objective, 64)
+    data, encoder = session.data, Encoder(run.objective.encode, 64)
     frozen = run.objective.encoder(run.variables["params"], run.variables["state"])
     bank, held = (encoder(frozen, SomeRows(rows, n, 0)) for rows, n in ((data.train, 150), (data.eval, 70)))
     unit = [np.float64(of.features) / np.linalg.norm(of.features, axis=1, keepdims=True) for of in (bank, held)]

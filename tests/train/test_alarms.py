@@ -19,8 +19,8 @@ from sslx.train.metrics import read_metrics
 WELL = {"eval/loss": 1.0, "features/std": 0.8, "features/rankme": 20.0}
 
 
-def objective(entropies=None, remedies=None):
-    return types.SimpleNamespace(entropies=lambda: entropies or {}, remedies=remedies or {})
+def objective(entropies=None, remedies=None, spreads=()):
+    return types.SimpleNamespace(entropies=lambda: entropies or {}, remedies=remedies or {}, spreads=spreads)
 
 
 def judged(evaluations, config=None, chance=3.0, of=None):
@@ -58,6 +58,13 @@ def test_a_spread_that_has_fallen_to_a_tenth_is_a_collapse_and_a_small_one_from_
     assert judged([{"features/std": 0.08}] * 6) == [[]] * 6
 
 
+def test_a_collapse_of_what_the_objective_watches_beside_the_features_is_one():
+    of, config = objective(spreads=("projection_std",)), AlarmsConfig(evaluations=1)
+    assert judged([{"eval/projection_std": 0.9}, {"eval/projection_std": 0.05}], config, of=of) == [[], ["collapse"]]
+    line = Alarms().judge({**WELL, "eval/projection_std": 0.005}, of, None, config)["collapse"]
+    assert line.startswith("alarm: collapse (projection_std 0.005, was 0.005): ")
+
+
 def test_a_chance_of_0_has_a_band_of_its_own_and_an_unknown_one_none():
     near, far = {"eval/loss": -0.01}, {"eval/loss": -0.5}
     assert judged([near], AlarmsConfig(evaluations=1), chance=0.0) == [["no_learning"]]
@@ -77,7 +84,7 @@ def test_a_teacher_that_says_the_same_of_all_rows_is_named_by_what_it_says(entro
 
 def test_a_line_has_the_numbers_the_meaning_and_the_objective_s_own_remedy():
     config = AlarmsConfig(evaluations=1)
-    alarms, metrics = Alarms(largest_std=0.81), {**WELL, "features/std": 0.004}
+    alarms, metrics = Alarms(largest={"features/std": 0.81}), {**WELL, "features/std": 0.004}
     line = alarms.judge(metrics, objective(), None, config)["collapse"]
     assert line == (
         f"alarm: collapse (feature spread 0.004, was 0.81): {MEANINGS['collapse']}; try {REMEDIES['collapse']}"

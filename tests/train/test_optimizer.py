@@ -223,11 +223,23 @@ def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"name": "lamb"}, {"name": "muon"}, {"freeze": ("head",)}, {"layer_decay": 0.5}], ids=str
+    "changes",
+    [
+        {},
+        {"name": "lamb"},
+        {"name": "muon"},
+        {"name": "sgd"},
+        {"name": "lars"},
+        {"freeze": ("head",)},
+        {"layer_decay": 0.5},
+        {"constant": ("head",)},
+        {"weight_decay_end": 0.4},
+    ],
+    ids=str,
 )
 def test_a_held_update_leaves_the_whole_state_as_it_is_to_the_bit(data, changes):
     config = dataclasses.replace(CONFIG, clip_norm=1.0, **changes)
-    optimizer = make_optimizer(config, make_schedule(config, 100), nested(BOXED))
+    optimizer = make_optimizer(config, make_schedule(config, 100), nested(BOXED), make_decay(config, 100))
     params, update = nested(data[0]), jax.jit(optimizer.update)
     _, before = update(nested(data[1]), optimizer.init(params), params)
     broken = jax.tree.map(lambda gradient: gradient * np.nan, nested(data[2]))
