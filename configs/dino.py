@@ -40,7 +40,8 @@ def small_job() -> ml_collections.ConfigDict:
     pretext = DinoConfig(
         prototypes=256,
         frozen_steps=20,
-        projector=HeadConfig(layers=3, hidden=256, out=64, norm=False, activation="gelu"),
+        # Normalised, without which all scores are alike at first and stay so for hundreds of steps.
+        projector=HeadConfig(layers=3, hidden=256, out=64, activation="gelu"),
         momentum=MomentumConfig(0.98, 1.0),
         views=MultiCrop(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW, small, local_count=2, local_size=16),
     )

@@ -245,9 +245,10 @@ def test_without_batch_norm_dino_may_be_accumulated_and_the_others_may_not():
 
 
 def test_pictures_are_embedded_by_a_run_of_any_method():
-    assert EmbedPictures.serves(method("simclr"))
-    variables = {"params": {"encoder": unbox(fresh(method("simclr"), picture_rows(2))["params"])["encoder"]}}
-    shape = jax.eval_shape(method("simclr").encode, variables, {"image": picture_rows(3)["image"]}).shape
+    objective = method("simclr")
+    assert EmbedPictures.serves(objective)
+    variables = objective.encoder(*unbox(fresh(objective, picture_rows(2))).values())
+    shape = jax.eval_shape(objective.encode, variables, {"image": picture_rows(3)["image"]}).shape
     assert shape == (3, TINY_VIT.width)
 
 
