@@ -76,8 +76,6 @@ def make_train_step(
 
     gradients_of = make_gradient(objective, micro_batches)
 
-    optimizer = optax.with_extra_args_support(optimizer)
-
     def train_step(
         train_state: TrainState, batch: Batch, held: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -88,7 +86,8 @@ def make_train_step(
         )
         grad_norm = optax.global_norm(grads)
         held = jnp.bool_(False) if held is None else held | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params, held=held)
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(grads, train_state.opt_state, train_state.params, held=held)
         # Each is held before the next is made of it, so that none is needed beside its old self (see `_scale_by_adam`).
         params = unless(held, optax.apply_updates(train_state.params, updates), train_state.params)
         state = objective.after_update(params, train_state.state, out.stats, update_key, step)
