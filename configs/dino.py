@@ -42,7 +42,7 @@ def small_job() -> ml_collections.ConfigDict:
         frozen_steps=20,
         # Normalised, without which all scores are alike at first and stay so for hundreds of steps.
         projector=HeadConfig(layers=3, hidden=256, out=64, activation="gelu"),
-        momentum=MomentumConfig(0.98, 1.0),
+        momentum=MomentumConfig(0.9, 1.0),  # or it would hardly move in so few steps
         views=MultiCrop(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW, small, local_count=2, local_size=16),
     )
     return recipes.joint_job(pretext, steps=300)
@@ -51,14 +51,13 @@ def small_job() -> ml_collections.ConfigDict:
 def cifar() -> ml_collections.ConfigDict:
     """solo-learn's settings."""
     per_epoch = recipes.CIFAR_IMAGES // 256
-    # solo-learn's own defaults: the teacher's temperature rises from 0.04 to 0.07 over 50 epochs, and the head is
-    # normalised.
+    # solo-learn's own defaults: the teacher's temperature rises from 0.04 to 0.07 over 50 epochs.
     pretext = DinoConfig(
         prototypes=4096,
         frozen_steps=per_epoch,
         teacher_temperature=0.07,
         teacher_temperature_steps=50 * per_epoch,
-        projector=HeadConfig(layers=3, hidden=2048, out=256, activation="gelu"),
+        projector=HeadConfig(layers=3, hidden=2048, out=256, norm=False, activation="gelu"),
         momentum=MomentumConfig(0.9995, 1.0),
         views=MultiCrop(recipes.ASYMMETRIC, recipes.ASYMMETRIC_SECOND, local_count=0),
     )

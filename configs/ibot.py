@@ -20,7 +20,7 @@ from sslx.models.teacher import MomentumConfig
 from sslx.models.vit import IMAGENET, SIZES, VitConfig
 from sslx.pretext import recipes
 from sslx.pretext.ibot import IbotConfig
-from sslx.pretext.picture_views import MultiCrop
+from sslx.pretext.picture_views import BYOL, BYOL_SECOND, MultiCrop
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -39,10 +39,10 @@ def small_job() -> ml_collections.ConfigDict:
         prototypes=256,
         frozen_steps=20,
         projector=HeadConfig(layers=3, hidden=256, out=64, norm=False, activation="gelu"),
-        momentum=MomentumConfig(0.98, 1.0),
+        momentum=MomentumConfig(0.9, 1.0),  # or it would hardly move in so few steps
         views=MultiCrop(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW, small, local_count=2, local_size=16),
     )
-    model = dataclasses.replace(recipes.SMALL_VIT, patch_size=8)
+    model = dataclasses.replace(recipes.SMALL_VIT, patch_size=8, pool="class")
     return recipes.joint_job(pretext, model, steps=400)
 
 
@@ -58,7 +58,12 @@ def base() -> ml_collections.ConfigDict:
             frozen_steps=per_epoch,
             teacher_temperature=0.07,
             teacher_temperature_steps=30 * per_epoch,
-            views=MultiCrop(local_count=10),
+            views=MultiCrop(
+                dataclasses.replace(BYOL, crop_area=(0.25, 1.0)),
+                dataclasses.replace(BYOL_SECOND, crop_area=(0.25, 1.0)),
+                dataclasses.replace(BYOL, crop_area=(0.05, 0.25), blur=0.5),
+                local_count=10,
+            ),
         ),
     )
     config.batch_size = rows

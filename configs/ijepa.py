@@ -36,7 +36,7 @@ def small_job() -> ml_collections.ConfigDict:
         predictor_layers=2,
         predictor_width=64,
         predictor_heads=4,
-        momentum=MomentumConfig(0.99, 1.0, "linear"),
+        momentum=MomentumConfig(0.95, 1.0, "linear"),
         augment=recipes.GLYPH,
     )
     return recipes.joint_job(pretext, dataclasses.replace(recipes.SMALL_VIT, class_token=False))

@@ -10,6 +10,8 @@ Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR
            SGD at 0.05, the predictor's rate constant; 68.1 % linear. For accelerators.
 """
 
+import dataclasses
+
 import ml_collections
 
 from sslx.config import parse_argument
@@ -17,7 +19,7 @@ from sslx.errors import choose
 from sslx.models.heads import HeadConfig
 from sslx.pretext import recipes
 from sslx.pretext.picture_views import TwoViews
-from sslx.pretext.simsiam import SimSiamConfig
+from sslx.pretext.simsiam import WEAKER, SimSiamConfig
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -39,7 +41,8 @@ def small_job() -> ml_collections.ConfigDict:
 
 def cifar() -> ml_collections.ConfigDict:
     """solo-learn's settings."""
-    config = recipes.cifar10(SimSiamConfig(), 0.5, 1e-5, optimizer="sgd")
+    view = dataclasses.replace(WEAKER, crop_area=(0.08, 1.0))
+    config = recipes.cifar10(SimSiamConfig(views=TwoViews(view, view)), 0.5, 1e-5, optimizer="sgd")
     config.optimizer.constant = (r"^predictor/",)
     return config
 

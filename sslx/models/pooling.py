@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -15,8 +16,8 @@ def mean_pool(
 
 
 def unit_vectors(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-    """Each vector over its length, so that products are cosines; one of zeros stays what it is."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Each vector over its length, so that products are cosines; one of zeros stays what it is, with a gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def last_token(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch 1"]:

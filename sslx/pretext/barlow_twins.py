@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_all
+from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_all
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
@@ -35,8 +35,8 @@ class BarlowTwinsConfig:
     views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
-        check_sum("scale", self.scale, above=0.0)
-        check_sum("redundancy", self.redundancy, above=-1e-12)
+        check_number("scale", self.scale)
+        check_number("redundancy", self.redundancy, zero=True)
 
 
 def standardised(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) -> Float[Array, "batch width"]:

@@ -51,16 +51,17 @@ def byol_loss(
     return 4.0 - 2.0 * (cosine(first, of_second) + cosine(second, of_first))
 
 
-def check_widths(predictor: HeadConfig, projector: HeadConfig) -> None:
+def check_widths(predictor: HeadConfig, projector: HeadConfig, features_width: int) -> None:
     """Refuses predictions of another width than their targets.
 
     Raises:
       UserError: they are.
     """
-    if predictor.layers and predictor.out != projector.out and projector.layers:
+    wanted = projector.width(features_width)
+    if predictor.layers and predictor.out != wanted:
         raise UserError(
-            f"config.pretext.predictor.out is {predictor.out} and config.pretext.projector.out {projector.out}, which "
-            "it predicts; expected the same"
+            f"config.pretext.predictor.out is {predictor.out} and what it predicts, the projection, has {wanted} "
+            "numbers; expected the same"
         )
 
 
@@ -82,7 +83,7 @@ class Byol(JointEmbedding):
 
     @classmethod
     def check(cls, pretext: ByolConfig, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector)
+        check_widths(pretext.predictor, pretext.projector, model.features_width)
 
     def compared(self, student: list[Seen], teacher: list[Seen], given: Given) -> Out:
         weights = given.weights

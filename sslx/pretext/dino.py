@@ -3,8 +3,8 @@
 In: two large crops and some small ones of each row. Out: one term, the cross-entropy between the teacher's shares of
 the prototypes for a large crop and the student's for another crop, the mean over all such pairs. The teacher's scores
 lose their centre, a running mean over the global batch (or are balanced by Sinkhorn, as DINOv2's), and are sharpened:
-centring alone would make all shares alike, sharpening alone let one prototype take all. Both collapse to ln K, which is
-also what guessing costs; ``teacher_entropy`` tells which: ln K or 0.
+centring alone would make all shares alike, which costs ln K as guessing does; sharpening alone would let one prototype
+take all, which costs 0. ``teacher_entropy`` tells which: ln K or 0.
 
 Prototypes are unit vectors, on bottleneck vectors of length 1; they take no gradient in the first ``frozen_steps``.
 The product is the teacher.
@@ -26,7 +26,7 @@ from sslx.models.assignment import centre_moved, centred, cross_entropy, entropy
 from sslx.models.heads import HeadConfig
 from sslx.models.teacher import MomentumConfig, between
 from sslx.objective import Out, Sum
-from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import MultiCrop
 
@@ -56,9 +56,17 @@ class DinoConfig:
         choose(self.balance, ("centre", "sinkhorn", "none"), "config.pretext.balance")
         check_prototypes(self.prototypes, self.frozen_steps)
         for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
-            check_sum(name, getattr(self, name), above=0.0)
+            check_number(name, getattr(self, name))
         if not 0 <= self.centre_momentum < 1:
             raise UserError(f"config.pretext.centre_momentum is {self.centre_momentum}; expected 0 or a share below 1")
+        if (
+            self.teacher_temperature_start != DinoConfig.teacher_temperature_start
+            and not self.teacher_temperature_steps
+        ):
+            raise UserError(
+                f"config.pretext.teacher_temperature_start is {self.teacher_temperature_start:g}, and there are no "
+                "config.pretext.teacher_temperature_steps over which it rises; expected some"
+            )
         if self.teacher_temperature_steps < 0:
             raise UserError(
                 f"config.pretext.teacher_temperature_steps is {self.teacher_temperature_steps}; expected at least 0"
@@ -114,8 +122,8 @@ class Dino(JointEmbedding):
     pretext_config = DinoConfig
     remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("no_learning", "uniform"),
-        "a lower config.pretext.teacher_temperature (0.04), a slower teacher (config.pretext.momentum.start "
-        "nearer to 1), prototypes that stay at first (config.pretext.frozen_steps)",
+        "a lower config.pretext.teacher_temperature (0.04 or less), a teacher that follows faster in a short run "
+        "(config.pretext.momentum.start 0.9 to 0.99), prototypes that stay at first (config.pretext.frozen_steps)",
     ) | dict.fromkeys(
         ("collapse", "low_rank", "peaked"),
         "config.pretext.balance=centre or sinkhorn, a higher config.pretext.teacher_temperature (0.04 to 0.07)",
@@ -163,8 +171,16 @@ class Dino(JointEmbedding):
     def remembered(self, state: Any, stats: dict[str, Any], step: Array) -> Any:
         if "centre" not in stats:
             return state
-        moved = centre_moved(state["centre"], **stats["centre"].value, momentum=self.pretext.centre_momentum)
+        moved = centre_moved(state["centre"], **stats["centre"].value, momentum=self.centre_momentum_at(step))
         return {**state, "centre": moved}
+
+    def centre_momentum_at(self, step: Array) -> Float[Array, ""]:
+        """How much of a centre stays in an update: nothing in the first.
+
+        The authors' centre starts at 0 and settles while their learning rate rises over 12,500 updates. In a short
+        run what all rows have in common would be the target meanwhile, and taken away once the student has learned it.
+        """
+        return jnp.where(step == 0, 0.0, self.pretext.centre_momentum)
 
     def entropies(self) -> Mapping[str, tuple[float, str]]:
         return {"teacher_entropy": (math.log(self.pretext.prototypes), "teacher_kl")}

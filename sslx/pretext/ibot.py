@@ -31,7 +31,7 @@ from sslx.models.pooling import unit_vectors
 from sslx.models.vit import VitConfig
 from sslx.objective import Batch, Out, Sum, Term, row_keys
 from sslx.pretext.dino import Dino, DinoConfig
-from sslx.pretext.joint import Given, check_sum, of_all
+from sslx.pretext.joint import Given, check_number, of_all
 from sslx.pretext.joint_network import Network, Seen, undropped
 from sslx.pretext.patch_masks import block_order
 
@@ -50,8 +50,8 @@ class IbotConfig(DinoConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sum("masked_rows", self.masked_rows, above=0.0, most=1.0)
-        check_sum("koleo", self.koleo, above=-1e-12)
+        check_number("masked_rows", self.masked_rows, most=1.0)
+        check_number("koleo", self.koleo, zero=True)
         low, high = self.mask_ratio
         if not 0 < low <= high < 1:
             raise UserError(f"config.pretext.mask_ratio is {self.mask_ratio}; expected two rising shares")
@@ -196,7 +196,7 @@ class Ibot(Dino):
         if "patch_centre" not in stats:
             return state
         seen = stats["patch_centre"].value
-        moved = centre_moved(state["patch_centre"], **seen, momentum=self.pretext.centre_momentum)
+        moved = centre_moved(state["patch_centre"], **seen, momentum=self.centre_momentum_at(step))
         # An update without any hidden patch leaves it where it is.
         return {**state, "patch_centre": jnp.where(seen["count"] > 0, moved, state["patch_centre"])}
 
@@ -205,6 +205,8 @@ class Ibot(Dino):
         each = head.flops(self.model.width) + 2.0 * head.width(self.model.width) * self.pretext.prototypes
         return super().flops(batch_shapes) + batch_shapes[self.source.field][0] * 2 * most * 4.0 * each
 
-    def chance(self, statistics: Mapping[str, float]) -> float:
-        """Without ``koleo``, of which nothing is known; also the loss of shares that are all alike."""
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        """Also the loss of shares that are all alike; None with ``koleo``, of which nothing is known."""
+        if self.pretext.koleo:
+            return None
         return (1.0 + self.pretext.patch_weight) * super().chance(statistics)

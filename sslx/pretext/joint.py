@@ -304,12 +304,12 @@ def mean_of(values: Float[Array, " batch"], weights: Float[Array, " batch"]) -> 
     return Mean(jnp.sum(weights * values), jnp.sum(weights))
 
 
-def check_sum(name: str, value: float, *, above: float, most: float | None = None) -> None:
-    """Refuses ``config.pretext.NAME`` outside its range.
+def check_number(name: str, value: float, *, zero: bool = False, most: float | None = None) -> None:
+    """Refuses a ``config.pretext.NAME`` that is negative, 0 (unless ``zero``) or more than ``most``.
 
     Raises:
       UserError: it is.
     """
-    if not value > above or (most is not None and value > most):
+    if not (value > 0 or (zero and value == 0)) or (most is not None and value > most):
         limit = f", at most {most:g}" if most is not None else ""
-        raise UserError(f"config.pretext.{name} is {value}; expected more than {above:g}{limit}")
+        raise UserError(f"config.pretext.{name} is {value}; expected {'at least' if zero else 'more than'} 0{limit}")

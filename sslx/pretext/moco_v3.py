@@ -29,7 +29,7 @@ from sslx.models.pooling import unit_vectors
 from sslx.models.teacher import MomentumConfig
 from sslx.objective import Out, Rows
 from sslx.pretext.byol import check_widths
-from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
@@ -49,7 +49,7 @@ class MocoV3Config:
     views: TwoViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
-        check_sum("temperature", self.temperature, above=0.0)
+        check_number("temperature", self.temperature)
         if self.queue < 0:
             raise UserError(f"config.pretext.queue is {self.queue}; expected at least 0")
 
@@ -70,7 +70,7 @@ class MocoV3(JointEmbedding):
 
     @classmethod
     def check(cls, pretext: MocoV3Config, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector)
+        check_widths(pretext.predictor, pretext.projector, model.features_width)
         check_queue(pretext.queue, config["batch_size"])
 
     def memory(self, key: PRNGKeyArray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sslx.models.contrast import nt_xent
 from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
 
@@ -33,7 +33,7 @@ class SimClrConfig:
     views: TwoViews = dataclasses.field(default_factory=lambda: TwoViews(SIMCLR, SIMCLR))
 
     def __post_init__(self):
-        check_sum("temperature", self.temperature, above=0.0)
+        check_number("temperature", self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)

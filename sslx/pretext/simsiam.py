@@ -66,7 +66,7 @@ class SimSiam(JointEmbedding):
 
     @classmethod
     def check(cls, pretext: SimSiamConfig, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector)
+        check_widths(pretext.predictor, pretext.projector, model.features_width)
 
     def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
         weights = given.weights

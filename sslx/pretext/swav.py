@@ -27,7 +27,7 @@ from sslx.models.heads import HeadConfig, Prototypes
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Out, Rows
 from sslx.pretext.dino import check_prototypes, dino_loss
-from sslx.pretext.joint import JointEmbedding, check_sum, mean_of, of_rows
+from sslx.pretext.joint import JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, MultiCrop
 
@@ -57,8 +57,8 @@ class SwavConfig:
 
     def __post_init__(self):
         check_prototypes(self.prototypes, self.frozen_steps)
-        check_sum("temperature", self.temperature, above=0.0)
-        check_sum("epsilon", self.epsilon, above=0.0)
+        check_number("temperature", self.temperature)
+        check_number("epsilon", self.epsilon)
         if self.iterations < 1:
             raise UserError(f"config.pretext.iterations is {self.iterations}; expected at least 1")
         if min(self.queue, self.queue_start) < 0:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, check_sum, of_all, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_number, of_all, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
@@ -38,7 +38,7 @@ class VicregConfig:
 
     def __post_init__(self):
         for name in ("invariance", "variance", "covariance"):
-            check_sum(name, getattr(self, name), above=-1e-12)
+            check_number(name, getattr(self, name), zero=True)
 
 
 def regularisers(

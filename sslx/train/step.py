@@ -157,11 +157,11 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
     """Builds ``eval_step(params, state, batch) -> {name: Mean}``; the means of all batches add up.
 
     ``batch["valid"]`` float32[batch] is 0 for the rows that only fill up the last batch. The views depend on the row
-    and the seed and not on the training step, so that evaluations can be compared.
+    and the seed and not on the training step, and schedules are at their end, so that evaluations can be compared.
     """
 
     def eval_step(params: Any, state: Any, batch: Batch) -> dict[str, Mean]:
-        step = jnp.zeros((), jnp.int32)
+        step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
         view_key, loss_key = eval_keys(seed)
         batch = objective.views(batch, view_key, step, train=False)
         weights = {

@@ -279,7 +279,11 @@ def test_micro_batches_through_a_cache_of_representations_give_the_gradients_of_
         ("simclr", dict(micro_batches=2), r"micro_batches is 2; SimClr normalises by all rows of a batch"),
         ("simclr", dict(data__crop="host"), r"crop is 'host'.*all its views would be of the same part"),
         ("simclr", dict(pretext__temperature=0.0), r"temperature is 0\.0; expected more than 0"),
-        ("byol", dict(pretext__predictor__out=32), r"predictor\.out is 32 and config\.pretext\.projector\.out 64"),
+        (
+            "byol",
+            dict(pretext__predictor__out=32),
+            r"predictor\.out is 32 and what it predicts, the projection, has 64",
+        ),
         ("dino", dict(pretext__teacher_temperature=0.1), r"temperature is 0\.1 at first; above 0\.07 DINO does not"),
         ("ibot", dict(pretext__views__local_size=5), r"views of 5 pixels do not fit the model"),
         ("dino", dict(pretext__balance="center"), r"'center'; did you mean 'centre'"),
