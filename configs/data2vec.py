@@ -13,8 +13,6 @@ Sizes:     base is the recipe of fairseq's examples/data2vec/config/v2/base_imag
 
 import ml_collections
 
-from sslx.config import parse_argument
-from sslx.errors import choose
 from sslx.models.teacher import MomentumConfig
 from sslx.pretext import recipes
 from sslx.pretext.data2vec import Data2vecConfig
@@ -22,11 +20,7 @@ from sslx.pretext.data2vec import Data2vecConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="", batch="")
-    size = choose(arguments["size"], ("default", "base"), "size of configs/data2vec.py")
-    config = {"default": small_job, "base": base}[size]()
-    config.data.source = arguments["data"] or config.data.source
-    return recipes.rebatched(config, arguments["batch"])
+    return recipes.sized(argument, "configs/data2vec.py", {"default": small_job, "base": base})
 
 
 def small_job() -> ml_collections.ConfigDict:

@@ -14,9 +14,6 @@ import dataclasses
 
 import ml_collections
 
-from sslx.config import experiment, parse_argument
-from sslx.data.images import ImageConfig
-from sslx.errors import choose
 from sslx.models.heads import HeadConfig
 from sslx.models.teacher import MomentumConfig
 from sslx.models.vit import IMAGENET, SIZES, VitConfig
@@ -27,11 +24,7 @@ from sslx.pretext.picture_views import MultiCrop
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="", batch="")
-    size = choose(arguments["size"], ("default", "cifar10", "base"), "size of configs/dino.py")
-    config = {"default": small_job, "cifar10": cifar, "base": base}[size]()
-    config.data.source = arguments["data"] or config.data.source
-    return recipes.rebatched(config, arguments["batch"])
+    return recipes.sized(argument, "configs/dino.py", {"default": small_job, "cifar10": cifar, "base": base})
 
 
 def small_job() -> ml_collections.ConfigDict:
@@ -66,28 +59,15 @@ def cifar() -> ml_collections.ConfigDict:
 
 def base() -> ml_collections.ConfigDict:
     """The paper's settings."""
-    rows, per_epoch = 1024, recipes.IMAGENET_IMAGES // 1024
-    # Crops are cut from pictures of 224 pixels, where the paper cuts them from the originals.
-    config = experiment(
-        data=ImageConfig("tfds:imagenet2012", image_size=224),
-        model=VitConfig(**SIZES["small"], **IMAGENET, drop_path=0.1, dtype="bfloat16"),
-        pretext=DinoConfig(
-            frozen_steps=per_epoch,
-            teacher_temperature=0.07,
-            teacher_temperature_steps=30 * per_epoch,
-        ),
+    per_epoch = recipes.IMAGENET_IMAGES // 1024
+    model = VitConfig(**SIZES["small"], **IMAGENET, drop_path=0.1, dtype="bfloat16")
+    pretext = DinoConfig(
+        frozen_steps=per_epoch,
+        teacher_temperature=0.07,
+        teacher_temperature_steps=30 * per_epoch,
     )
-    config.batch_size = rows
-    config.steps = 800 * per_epoch
-    config.optimizer.learning_rate = 5e-4 * rows / 256
-    config.optimizer.weight_decay = 0.04
-    config.optimizer.weight_decay_end = 0.4
-    config.optimizer.clip_norm = 3.0
-    config.optimizer.warmup_steps = 10 * per_epoch
-    config.optimizer.schedule = "cosine"
+    config = recipes.imagenet_vit(
+        pretext, model, batch_size=1024, epochs=800, warmup_epochs=10, learning_rate=5e-4 * 1024 / 256, clip_norm=3.0
+    )
     config.optimizer.final_scale = 5e-4  # to 1e-6
-    config.eval.every_steps = 5 * per_epoch
-    config.eval.examples = 0
-    config.checkpoint.every_steps = 2000
-    config.log.every_steps = 50
     return config

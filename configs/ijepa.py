@@ -12,9 +12,6 @@ import dataclasses
 
 import ml_collections
 
-from sslx.config import experiment, parse_argument
-from sslx.data.images import ImageConfig
-from sslx.errors import choose
 from sslx.models.teacher import MomentumConfig
 from sslx.models.vit import IMAGENET, SIZES, VitConfig
 from sslx.pretext import recipes
@@ -23,11 +20,7 @@ from sslx.pretext.ijepa import IJepaConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="", batch="")
-    size = choose(arguments["size"], ("default", "base"), "size of configs/ijepa.py")
-    config = {"default": small_job, "base": base}[size]()
-    config.data.source = arguments["data"] or config.data.source
-    return recipes.rebatched(config, arguments["batch"])
+    return recipes.sized(argument, "configs/ijepa.py", {"default": small_job, "base": base})
 
 
 def small_job() -> ml_collections.ConfigDict:
@@ -44,24 +37,8 @@ def small_job() -> ml_collections.ConfigDict:
 
 def base() -> ml_collections.ConfigDict:
     """The paper's settings."""
-    rows, per_epoch = 2048, recipes.IMAGENET_IMAGES // 2048
-    config = experiment(
-        data=ImageConfig("tfds:imagenet2012", image_size=224),
-        model=VitConfig(
-            **SIZES["base"], **IMAGENET, positions="sincos", class_token=False, pool="mean", dtype="bfloat16"
-        ),
-        pretext=IJepaConfig(),
+    model = VitConfig(**SIZES["base"], **IMAGENET, positions="sincos", class_token=False, pool="mean", dtype="bfloat16")
+    pretext = IJepaConfig()
+    return recipes.imagenet_vit(
+        pretext, model, batch_size=2048, epochs=600, warmup_epochs=15, learning_rate=1e-3, clip_norm=None
     )
-    config.batch_size = rows
-    config.steps = 600 * per_epoch
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.04
-    config.optimizer.weight_decay_end = 0.4
-    config.optimizer.clip_norm = None
-    config.optimizer.warmup_steps = 15 * per_epoch
-    config.optimizer.schedule = "cosine"
-    config.eval.every_steps = 5 * per_epoch
-    config.eval.examples = 0
-    config.checkpoint.every_steps = 2000
-    config.log.every_steps = 50
-    return config

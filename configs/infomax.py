@@ -10,8 +10,6 @@ Sizes:     base is a ResNet-18 on CIFAR-10 (tfds:cifar10) with the optimizer of 
 
 import ml_collections
 
-from sslx.config import parse_argument
-from sslx.errors import choose
 from sslx.models.heads import HeadConfig
 from sslx.pretext import recipes
 from sslx.pretext.infomax import InfomaxConfig
@@ -20,11 +18,7 @@ from sslx.pretext.picture_views import TwoViews
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="", batch="")
-    size = choose(arguments["size"], ("default", "base"), "size of configs/infomax.py")
-    config = {"default": small_job, "base": base}[size]()
-    config.data.source = arguments["data"] or config.data.source
-    return recipes.rebatched(config, arguments["batch"])
+    return recipes.sized(argument, "configs/infomax.py", {"default": small_job, "base": base})
 
 
 def small_job() -> ml_collections.ConfigDict:

@@ -14,8 +14,6 @@ import dataclasses
 
 import ml_collections
 
-from sslx.config import parse_argument
-from sslx.errors import choose
 from sslx.models.heads import HeadConfig
 from sslx.pretext import recipes
 from sslx.pretext.picture_views import MultiCrop
@@ -24,11 +22,7 @@ from sslx.pretext.swav import SwavConfig
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    arguments = parse_argument(argument, "size", size="default", data="", batch="")
-    size = choose(arguments["size"], ("default", "cifar10", "base"), "size of configs/swav.py")
-    config = {"default": small_job, "cifar10": cifar, "base": base}[size]()
-    config.data.source = arguments["data"] or config.data.source
-    return recipes.rebatched(config, arguments["batch"])
+    return recipes.sized(argument, "configs/swav.py", {"default": small_job, "cifar10": cifar, "base": base})
 
 
 def small_job() -> ml_collections.ConfigDict:

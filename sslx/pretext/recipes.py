@@ -1,21 +1,23 @@
 """What the experiments on pictures in ``configs/`` share, beside each method's own settings.
 
 `small_job` and `joint_job` run for some minutes on two CPU cores. `cifar10` is solo-learn's frame for joint embedding,
-`imagenet` the common part of recipes for ViTs on ImageNet-1k at 224 pixels with crops that are cut on the host, and
-`imagenet_resnet` that of joint embedding, whose crops are cut in the step; these are for accelerators.
+`imagenet` the common part of recipes for ViTs on ImageNet-1k at 224 pixels with crops that are cut on the host,
+`imagenet_vit` and `imagenet_resnet` those of joint embedding, whose crops are cut in the step from pictures of 224
+pixels, where the papers cut them from the originals; these are for accelerators. `sized` chooses among them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from sslx.augment.policy import AugmentConfig
-from sslx.config import experiment
+from sslx.config import experiment, parse_argument
 from sslx.data.images import ImageConfig
-from sslx.errors import UserError
+from sslx.errors import UserError, choose
 from sslx.models.resnet import ResnetConfig
 from sslx.models.vit import IMAGENET, SIZES, SMALL_PICTURES, VitConfig
 
@@ -36,6 +38,20 @@ ASYMMETRIC_SECOND = dataclasses.replace(ASYMMETRIC, solarise=0.2)
 # What joint embedding trains on a CPU: within a few hundred steps it learns more than a ViT does.
 SMALL_RESNET = ResnetConfig(depth=10, width=16, stem="cifar", image_size=32, channels=1)
 SMALL_VIT = VitConfig(**SMALL_PICTURES, positions="sincos", init="xavier", pool="mean", image_size=32, channels=1)
+
+
+def sized(
+    argument: str, file: str, jobs: Mapping[str, Callable[[], ml_collections.ConfigDict]]
+) -> ml_collections.ConfigDict:
+    """What a config's argument ``[SIZE][,data=SOURCE][,batch=ROWS]`` names; ``jobs`` are its sizes, ``default`` first.
+
+    Raises:
+      UserError: another size, or no number of rows.
+    """
+    arguments = parse_argument(argument, "size", size="default", data="", batch="")
+    config = jobs[choose(arguments["size"], jobs, f"size of {file}")]()
+    config.data.source = arguments["data"] or config.data.source
+    return rebatched(config, arguments["batch"])
 
 
 def small_job(source: str, pretext: Any, *, batch_size: int) -> ml_collections.ConfigDict:
@@ -136,21 +152,44 @@ def imagenet(
 def imagenet_resnet(
     pretext: Any, *, batch_size: int, epochs: int, learning_rate: float, weight_decay: float
 ) -> ml_collections.ConfigDict:
-    """ResNet-50 with LARS. Crops are cut from pictures of 224 pixels, where the papers cut them from the originals."""
-    config = experiment(
-        data=ImageConfig("tfds:imagenet2012", image_size=224),
-        model=ResnetConfig(depth=50, image_size=224, dtype="bfloat16", **IMAGENET),
-        pretext=pretext,
-    )
-    per_epoch = IMAGENET_IMAGES // batch_size
-    config.batch_size = batch_size
-    config.steps = epochs * per_epoch
+    """ResNet-50 with LARS."""
+    model = ResnetConfig(depth=50, image_size=224, dtype="bfloat16", **IMAGENET)
+    config = _imagenet_joint(pretext, model, batch_size=batch_size, epochs=epochs, warmup_epochs=10)
     config.optimizer.name = "lars"
     config.optimizer.learning_rate = learning_rate
     config.optimizer.weight_decay = weight_decay
     config.optimizer.momentum = 0.9
     config.optimizer.clip_norm = None
-    config.optimizer.warmup_steps = 10 * per_epoch
+    return config
+
+
+def imagenet_vit(
+    pretext: Any,
+    model: Any,
+    *,
+    batch_size: int,
+    epochs: int,
+    warmup_epochs: int,
+    learning_rate: float,
+    clip_norm: float | None,
+) -> ml_collections.ConfigDict:
+    """A ViT with AdamW, whose weight decay rises from 0.04 to 0.4."""
+    config = _imagenet_joint(pretext, model, batch_size=batch_size, epochs=epochs, warmup_epochs=warmup_epochs)
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = 0.04
+    config.optimizer.weight_decay_end = 0.4
+    config.optimizer.clip_norm = clip_norm
+    return config
+
+
+def _imagenet_joint(
+    pretext: Any, model: Any, *, batch_size: int, epochs: int, warmup_epochs: int
+) -> ml_collections.ConfigDict:
+    config = experiment(data=ImageConfig("tfds:imagenet2012", image_size=224), model=model, pretext=pretext)
+    per_epoch = IMAGENET_IMAGES // batch_size
+    config.batch_size = batch_size
+    config.steps = epochs * per_epoch
+    config.optimizer.warmup_steps = warmup_epochs * per_epoch
     config.optimizer.schedule = "cosine"
     config.eval.every_steps = 5 * per_epoch
     config.eval.examples = 0
