@@ -100,6 +100,11 @@ def load_run(run: str | Path, step: int | None = None) -> LoadedRun:
 
 
 def written_of(run: str | Path) -> dict[str, Any]:
+    """The whole config of a run.
+
+    Raises:
+      UserError: there is no run (names the nearest), or it is a folder of published weights.
+    """
     written = read_config(Path(run))
     if is_published(written):
         raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-NEVER = -1e9
+from sslx.models.layers import NEVER
 
 
 def sinkhorn(

@@ -10,10 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from sslx.models.layers import dropout
-
-# Finite, so that a row of nothing but padding stays finite; exp of it is 0 in float32.
-MASKED = -1e9
+from sslx.models.layers import NEVER, dropout
 
 
 def attend(
@@ -64,4 +61,4 @@ def attention_probabilities(
     seen = query_segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :]
     if order is not None:
         seen &= order[0][:, None, :, None] >= order[1][:, None, None, :]
-    return jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
+    return jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from sslx.errors import UserError
-from sslx.models.layers import Dense, Dropout, Norm, activation, add_bias, bert_init, look_up, padded_vocabulary
+from sslx.models.layers import NEVER, Dense, Dropout, Norm, activation, add_bias, bert_init, look_up, padded_vocabulary
 from sslx.models.transformer import Transformer
 from sslx.models.transformer_config import TransformerConfig
 
@@ -189,7 +189,7 @@ class MaskedTokenHead(nn.Module):
         padded = word_table.shape[0]
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (padded,))
         # The rows that pad the vocabulary must take no probability, or the loss would not be that of the vocabulary.
-        bias = jnp.where(jnp.arange(padded) < self.vocab_size, bias, -1e9)
+        bias = jnp.where(jnp.arange(padded) < self.vocab_size, bias, NEVER)
         return nn.with_logical_constraint(add_bias(logits, bias), ("act_batch", None, "act_vocab"))
 
 

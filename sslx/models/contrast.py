@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sslx.errors import UserError
-
-NEVER = -1e9
+from sslx.models.layers import NEVER
 
 
 def cosines(one: Float[Array, "rows width"], other: Float[Array, "others width"]) -> Float[Array, "rows others"]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sslx.errors import UserError
 from sslx.models.gpt import GptConfig
-from sslx.models.layers import tied_logits
+from sslx.models.layers import NEVER, tied_logits
 from sslx.models.transformer import Cache
 
 
@@ -90,7 +90,7 @@ def generate(
     def extend(batch: Mapping[str, Array], cache: Cache) -> tuple[Array, Cache]:
         x, cache = module.apply({"params": encoder}, batch, cache, method="extend")
         logits = tied_logits(x[:, -1], table, vocab_size)
-        return jnp.where(banned, -1e9, logits), cache
+        return jnp.where(banned, NEVER, logits), cache
 
     def one(carry: tuple, index: Array) -> tuple[tuple, Array]:
         logits, cache, position, done = carry

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sslx.models.layers import NEVER
+
 Scores = Float[Array, "rows rows ..."]
-NEVER = -1e9
 
 
 def own(scores: Scores, weights: Float[Array, " rows"]) -> tuple[Float[Array, "rows ..."], Float[Array, ""]]:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+# A logit of what cannot be. Finite, so that a row of nothing but padding stays finite; exp of it is 0 in float32.
+NEVER = -1e9
 Initializer = Callable[..., jax.Array]
 
 # BERT's and ViT's choice: N(0, 0.02) cut off at two standard deviations.
@@ -38,9 +40,9 @@ def padded_vocabulary(size: int) -> int:
 def tied_logits(
     x: Float[Array, "... width"], table: Float[Array, "padded_vocab width"], vocab_size: int
 ) -> Float[Array, "... padded_vocab"]:
-    """Logits of a head that is the embedding table, float32; those of the rows that pad the vocabulary are -1e9."""
+    """Logits of a head that is the embedding table, float32; those of the rows that pad the vocabulary are `NEVER`."""
     logits = jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
-    return jnp.where(jnp.arange(table.shape[0]) < vocab_size, logits, -1e9)
+    return jnp.where(jnp.arange(table.shape[0]) < vocab_size, logits, NEVER)
 
 
 class Dense(nn.Module):

@@ -68,3 +68,9 @@ def followed(teacher: Any, student: Any, momentum: Array | float, step: Array) -
         return jax.tree.map(lambda a, b: momentum * a + (1.0 - momentum) * b.astype(jnp.float32), old, new)
 
     return move(teacher, student)
+
+
+def undropped(model: Any) -> Any:
+    """A model without dropout: a teacher sees with all it has."""
+    names = {field.name for field in dataclasses.fields(model)}
+    return dataclasses.replace(model, **dict.fromkeys(names & {"dropout", "attention_dropout", "drop_path"}, 0.0))

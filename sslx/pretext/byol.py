@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sslx.errors import UserError
 from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.teacher import MomentumConfig
@@ -51,20 +50,6 @@ def byol_loss(
     return 4.0 - 2.0 * (cosine(first, of_second) + cosine(second, of_first))
 
 
-def check_widths(predictor: HeadConfig, projector: HeadConfig, features_width: int) -> None:
-    """Refuses predictions of another width than their targets.
-
-    Raises:
-      UserError: they are.
-    """
-    wanted = projector.width(features_width)
-    if predictor.layers and predictor.out != wanted:
-        raise UserError(
-            f"config.pretext.predictor.out is {predictor.out} and what it predicts, the projection, has {wanted} "
-            "numbers; expected the same"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Byol(JointEmbedding):
     """The objective of ``config.pretext.name = "byol"``."""
@@ -80,10 +65,6 @@ class Byol(JointEmbedding):
     unit = ""
 
     pretext: ByolConfig
-
-    @classmethod
-    def check(cls, pretext: ByolConfig, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector, model.features_width)
 
     def compared(self, student: list[Seen], teacher: list[Seen], given: Given) -> Out:
         weights = given.weights

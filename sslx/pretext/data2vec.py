@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,13 +29,12 @@ from sslx.augment.policy import AugmentConfig
 from sslx.errors import UserError
 from sslx.models.layers import Dense, gelu
 from sslx.models.pixels import patchify, take_patches, unpatchify
-from sslx.models.teacher import MomentumConfig, followed
+from sslx.models.teacher import MomentumConfig, undropped
 from sslx.models.vit import VitConfig, VitEncoder
-from sslx.objective import Batch, Out, Term, Variables, row_keys
+from sslx.objective import Batch, Out, Term, row_keys
 from sslx.picture_sheet import sheet
-from sslx.pretext.image import ImagePretext
-from sslx.pretext.joint_network import undropped
-from sslx.pretext.latent_targets import EPS, distance, explained, normalised, watched
+from sslx.pretext.latent_pictures import LatentPictures
+from sslx.pretext.latent_targets import EPS, distance, normalised, watched
 from sslx.pretext.patch_masks import check_ratio, hidden_count
 
 
@@ -151,20 +150,13 @@ def _flat(array: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data2vec(ImagePretext):
+class Data2vec(LatentPictures):
     """The objective of ``config.pretext.name = "data2vec"``."""
 
     pretext_config = Data2vecConfig
-    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("collapse", "low_rank"),
-        "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), "
-        "config.pretext.norm_targets=True, a lower learning rate",
-    )
-    unit = ""
 
     pretext: Data2vecConfig
     model: VitConfig
-    steps: int = 1  # of the schedule
 
     @classmethod
     def check(cls, pretext: Data2vecConfig, model: VitConfig, config: Mapping[str, Any]) -> None:
@@ -180,12 +172,6 @@ class Data2vec(ImagePretext):
                 f"{pretext.decoder_groups}"
             )
 
-    @classmethod
-    def _built(cls, config: Mapping[str, Any]) -> tuple[Data2vec, Any]:
-        objective, data = super()._built(config)
-        steps = config["optimizer"]["schedule_steps"] or config["steps"]
-        return dataclasses.replace(objective, steps=steps), data
-
     @property
     def module(self) -> Student:
         """The Linen module of what is trained."""
@@ -195,12 +181,6 @@ class Data2vec(ImagePretext):
     def tells(self) -> bool:
         """Whether the class token predicts, too."""
         return self.model.class_token and self.pretext.class_weight > 0
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        params = self.module.init(key, viewed, deterministic=True)["params"] | self.whole_encoder(key, viewed)
-        # A copy: the step donates both, and one buffer cannot be given twice.
-        return {"params": params, "state": {"teacher": jax.tree.map(jnp.copy, params["encoder"])}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         pretext, model = self.pretext, self.model
@@ -241,10 +221,6 @@ class Data2vec(ImagePretext):
             terms["class"] = Term(jnp.sum(weights["class"] * of_class), pretext.class_weight)
         return Out(terms, watched(predicted, targets, weights["regression"]))
 
-    def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
-        momentum = self.pretext.momentum.at(step, self.steps)
-        return {"teacher": followed(state["teacher"], params["encoder"], momentum, step)}
-
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         pretext, model = self.pretext, self.model
         widths = [model.width] + [pretext.decoder_width] * pretext.decoder_layers
@@ -253,13 +229,6 @@ class Data2vec(ImagePretext):
         seen = model.patches - hidden_count(model.patches, pretext.mask_ratio)
         student = pretext.masks * (model.flops_per_image(seen) + decoder)
         return batch_shapes["image"][0] * (3.0 * student + model.flops_per_image())
-
-    def chance(self, statistics: Mapping[str, float]) -> float | None:
-        """None: what a constant errs by is the targets' variance, which moves with the teacher; see ``explained``."""
-        return None
-
-    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        return explained(metrics)
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

@@ -28,11 +28,12 @@ from sslx.models.contrast import cosines
 from sslx.models.layers import bert_init
 from sslx.models.pixels import take_patches
 from sslx.models.pooling import unit_vectors
+from sslx.models.teacher import undropped
 from sslx.models.vit import VitConfig
 from sslx.objective import Batch, Out, Sum, Term, row_keys
 from sslx.pretext.dino import Dino, DinoConfig
 from sslx.pretext.joint import Given, check_number, of_all
-from sslx.pretext.joint_network import Network, Seen, undropped
+from sslx.pretext.joint_network import Network, Seen
 from sslx.pretext.patch_masks import block_order
 
 EPS = 1e-8  # beside a distance

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,14 +26,13 @@ from sslx.augment.policy import AugmentConfig
 from sslx.errors import UserError
 from sslx.models.layers import Dense, bert_init
 from sslx.models.pixels import patchify, take_patches, unpatchify
-from sslx.models.teacher import MomentumConfig, followed
+from sslx.models.teacher import MomentumConfig, undropped
 from sslx.models.transformer import Transformer
 from sslx.models.vit import VitConfig, VitEncoder, sincos_table
 from sslx.objective import Batch, Out, Term, Variables, row_keys
 from sslx.picture_sheet import sheet
-from sslx.pretext.image import ImagePretext
-from sslx.pretext.joint_network import undropped
-from sslx.pretext.latent_targets import distance, explained, watched
+from sslx.pretext.latent_pictures import LatentPictures
+from sslx.pretext.latent_targets import distance, watched
 
 CONTEXT = 0.925  # share of the picture: the middle of the paper's 0.85 to 1
 
@@ -175,19 +174,13 @@ def predictor_of(model: VitConfig, pretext: IJepaConfig) -> VitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class IJepa(ImagePretext):
+class IJepa(LatentPictures):
     """The objective of ``config.pretext.name = "ijepa"``."""
 
     pretext_config = IJepaConfig
-    remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("collapse", "low_rank"),
-        "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), a lower learning rate",
-    )
-    unit = ""
 
     pretext: IJepaConfig
     model: VitConfig
-    steps: int = 1  # of the schedule
 
     @classmethod
     def check(cls, pretext: IJepaConfig, model: VitConfig, config: Mapping[str, Any]) -> None:
@@ -200,22 +193,10 @@ class IJepa(ImagePretext):
         if model.class_token:
             raise UserError("config.model.class_token is True, which no target teaches anything; expected False")
 
-    @classmethod
-    def _built(cls, config: Mapping[str, Any]) -> tuple[IJepa, Any]:
-        objective, data = super()._built(config)
-        steps = config["optimizer"]["schedule_steps"] or config["steps"]
-        return dataclasses.replace(objective, steps=steps), data
-
     @property
     def module(self) -> Student:
         """The Linen module of what is trained."""
         return Student(self.model, predictor_of(self.model, self.pretext))
-
-    def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
-        viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        params = self.module.init(key, viewed, deterministic=True)["params"] | self.whole_encoder(key, viewed)
-        # A copy: the step donates both, and one buffer cannot be given twice.
-        return {"params": params, "state": {"teacher": jax.tree.map(jnp.copy, params["encoder"])}}
 
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         view_key, block_key = jax.random.split(key)
@@ -239,10 +220,6 @@ class IJepa(ImagePretext):
         flat = [of.reshape(len(of), -1, *of.shape[3:]) for of in (predicted, targets, weights)]
         return Out({"prediction": Term(jnp.sum(weights * each))}, watched(*flat))
 
-    def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
-        momentum = self.pretext.momentum.at(step, self.steps)
-        return {"teacher": followed(state["teacher"], params["encoder"], momentum, step)}
-
     @classmethod
     def encoder(cls, params: Any, state: Any) -> Variables:
         return {"params": state["teacher"]}
@@ -254,9 +231,6 @@ class IJepa(ImagePretext):
         each = predictor.flops_per_row(context + block, block) + 2 * (context + block) * model.width * predictor.width
         student = model.flops_per_image(context) + pretext.targets * each
         return batch_shapes["image"][0] * (3.0 * student + model.flops_per_image())
-
-    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        return explained(metrics)
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

@@ -25,9 +25,9 @@ from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
-from sslx.models.teacher import MomentumConfig, followed
+from sslx.models.teacher import MomentumConfig, followed, undropped
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
-from sslx.pretext.joint_network import Network, Seen, undropped
+from sslx.pretext.joint_network import Network, Seen
 from sslx.pretext.picture_views import PictureViews
 
 TEACHER = "teacher"  # of its part of the state
@@ -107,6 +107,12 @@ class JointEmbedding(Objective):
             raise UserError(
                 f"config.batch_size is {config['batch_size']}; {cls.__name__} compares the rows of a batch, expected "
                 f"at least {cls.least_rows}"
+            )
+        predictor, wanted = getattr(pretext, "predictor", None), pretext.projector.width(source.model.features_width)
+        if predictor is not None and predictor.layers and predictor.out != wanted:
+            raise UserError(
+                f"config.pretext.predictor.out is {predictor.out} and what it predicts, the projection, has {wanted} "
+                "numbers; expected the same"
             )
         cls.check(pretext, source.model, config)
         # A run that goes on longer keeps the schedule that it was started with.

@@ -35,7 +35,7 @@ class Network(nn.Module):
     model: Any  # whose encoder it is
     projecting: HeadConfig
     predicting: HeadConfig | None = None
-    classes: int = 0  # prototypes
+    prototype_count: int = 0
     together: bool = False  # all views are normalised by one mean and variance, not each by its own
 
     def setup(self):
@@ -43,8 +43,8 @@ class Network(nn.Module):
         self.projector = Head(self.projecting)
         if self.predicting is not None:
             self.predictor = Head(self.predicting)
-        if self.classes:
-            self.prototypes = Prototypes(self.classes)
+        if self.prototype_count:
+            self.prototypes = Prototypes(self.prototype_count)
 
     def __call__(self, views: list[Batch], *, deterministic: bool, frozen: Bool[Array, ""] | None = None) -> list[Seen]:
         """What it makes of each view.
@@ -73,7 +73,7 @@ class Network(nn.Module):
         prediction = scores = None
         if self.predicting is not None:
             prediction = self.predictor(projection, deterministic=deterministic)
-        if self.classes:
+        if self.prototype_count:
             scores = self.prototypes(projection, frozen)
         return Seen(features, projection, prediction, scores)
 
@@ -102,9 +102,3 @@ def _side_by_side(arrays: Any) -> Array:
 def _apart(array: Array, count: int) -> list[Array]:
     rows = array.reshape(-1, count, *array.shape[1:])
     return [rows[:, number] for number in range(count)]
-
-
-def undropped(model: Any) -> Any:
-    """A model without dropout: a teacher sees with all it has."""
-    names = {field.name for field in dataclasses.fields(model)}
-    return dataclasses.replace(model, **dict.fromkeys(names & {"dropout", "attention_dropout", "drop_path"}, 0.0))

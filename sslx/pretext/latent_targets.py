@@ -38,7 +38,7 @@ def distance(difference: Float[Array, "..."], smooth_beta: float) -> Float[Array
     return jnp.where(size < smooth_beta, 0.5 * size**2 / smooth_beta, size - 0.5 * smooth_beta)
 
 
-def spread(x: Float[Array, "batch places width"], weights: Float[Array, "batch places"]) -> Float[Array, ""]:
+def variance(x: Float[Array, "batch places width"], weights: Float[Array, "batch places"]) -> Float[Array, ""]:
     """The variance over weighted places of each feature, averaged over the features."""
     weights = (weights / jnp.maximum(jnp.sum(weights), 1.0))[..., None]
     mean = jnp.sum(weights * x, axis=(0, 1))
@@ -58,8 +58,8 @@ def watched(
     count = jnp.sum(weights)
     return {
         "error": Mean(jnp.sum(weights * jnp.mean((predicted - targets) ** 2, axis=-1)), count),
-        "target_variance": Mean(count * spread(targets, weights), count),
-        "prediction_variance": Mean(count * spread(predicted, weights), count),
+        "target_variance": Mean(count * variance(targets, weights), count),
+        "prediction_variance": Mean(count * variance(predicted, weights), count),
     }
 
 

@@ -28,7 +28,6 @@ from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.teacher import MomentumConfig
 from sslx.objective import Out, Rows
-from sslx.pretext.byol import check_widths
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
@@ -70,7 +69,6 @@ class MocoV3(JointEmbedding):
 
     @classmethod
     def check(cls, pretext: MocoV3Config, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector, model.features_width)
         check_queue(pretext.queue, config["batch_size"])
 
     def memory(self, key: PRNGKeyArray) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.byol import check_widths, cosine
+from sslx.pretext.byol import cosine
 from sslx.pretext.joint import Given, JointEmbedding, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
@@ -63,10 +63,6 @@ class SimSiam(JointEmbedding):
     unit = ""
 
     pretext: SimSiamConfig
-
-    @classmethod
-    def check(cls, pretext: SimSiamConfig, model: Any, config: Mapping[str, Any]) -> None:
-        check_widths(pretext.predictor, pretext.projector, model.features_width)
 
     def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
         weights = given.weights

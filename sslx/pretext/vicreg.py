@@ -85,6 +85,8 @@ class Vicreg(JointEmbedding):
             }
         )
 
-    def chance(self, statistics: Mapping[str, float]) -> float:
-        """Of vectors that are all the same."""
+    def chance(self, statistics: Mapping[str, float]) -> float | None:
+        """Of vectors that are all the same; None without ``variance``, where that costs nothing."""
+        if not self.pretext.variance:
+            return None
         return self.pretext.variance * (1.0 - EPS**0.5)

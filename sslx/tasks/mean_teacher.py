@@ -32,7 +32,7 @@ from sslx.models.teacher import followed
 from sslx.objective import Batch, Out, Term
 from sslx.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
-TEACHER = "teacher_statistics"
+TEACHER_STATISTICS = "teacher_statistics"  # of what an update has seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +142,15 @@ class MeanTeacher(ImageClassification):
         out = self.classified(logits, batch)
         each = ramp(step, self.task.ramp_steps) * consistency(logits, jax.lax.stop_gradient(taught))
         term = Term(jnp.sum(batch["weights"]["consistency"] * each), self.task.consistency)
-        stats |= {TEACHER: moved[STATISTICS]} if moved else {}
+        stats |= {TEACHER_STATISTICS: moved[STATISTICS]} if moved else {}
         return out.replace(terms=out.terms | {"consistency": term}, stats=stats)
 
     def after_update(self, params: Any, state: Any, stats: dict, key: PRNGKeyArray, step: Array) -> Any:
         """Moves the teacher; its running averages are those of its own passes."""
         after = super().after_update(params, state, stats, key, step)
-        if TEACHER not in stats:
+        if TEACHER_STATISTICS not in stats:
             return after
-        passes = followed(stats[TEACHER].value, after[STATISTICS], jnp.float32(1.0), step)
+        passes = followed(stats[TEACHER_STATISTICS].value, after[STATISTICS], jnp.float32(1.0), step)
         return {**after, "ema": after["ema"] | {STATISTICS: passes}}
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:

@@ -35,6 +35,7 @@ from sslx.models.contrast import info_nce
 from sslx.models.pooling import unit_vectors
 from sslx.models.text import TextModelConfig, check_pool, pooled
 from sslx.objective import Batch, Mean, Out, Report, Term, Variables
+from sslx.probing.diagnostics import uniformity
 from sslx.tasks.text import TextTask
 
 COMPARED = 4096  # rows that uniformity compares with each other
@@ -180,9 +181,11 @@ class SentenceEmbedding(TextTask):
     def score(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         own = predictions["scored"] == 0
         embeddings, distances = predictions["embedding"][own], predictions["distance"][own]
+        # Evenly chosen, as all pairs of many rows are too many.
+        some = np.unique(np.linspace(0, len(embeddings) - 1, min(len(embeddings), COMPARED)).astype(int))
         values = {
             "alignment": float(np.mean(distances, dtype=np.float64)) if len(distances) else 0.0,
-            "uniformity": uniformity(embeddings),
+            "uniformity": uniformity(embeddings[some]) if len(some) > 1 else 0.0,
         }
         if self.scores is not None:
             values["sts_spearman"] = self._correlation(predictions)
@@ -240,17 +243,6 @@ class SentenceEmbedding(TextTask):
 
 def _view(batch: Batch, prefix: str) -> Batch:
     return {name: batch[prefix + name] for name in ("tokens", "segment_ids", "positions")}
-
-
-def uniformity(embeddings: Float[np.ndarray, "rows width"]) -> float:
-    """Logarithm of the mean of ``exp(-2 |x - y|^2)`` over pairs of unit vectors (at most `COMPARED`, evenly chosen)."""
-    if len(embeddings) < 2:
-        return 0.0
-    chosen = np.unique(np.linspace(0, len(embeddings) - 1, min(len(embeddings), COMPARED)).astype(int))
-    x = embeddings[chosen].astype(np.float64)
-    squares = np.sum(x * x, axis=1)
-    distance = squares[:, None] + squares[None, :] - 2 * x @ x.T
-    return float(np.log(np.mean(np.exp(-2 * distance[np.triu_indices(len(x), k=1)]))))
 
 
 def spearman(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"]) -> float:

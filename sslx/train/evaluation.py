@@ -10,7 +10,7 @@ import numpy as np
 
 from sslx.data.batches import EvalBatches, RandomAccessRows, SomeRows
 from sslx.errors import UserError
-from sslx.train.diagnostics import measured
+from sslx.probing.diagnostics import measured
 from sslx.train.hosts import progress
 from sslx.train.program import Program
 from sslx.train.step import divided, finish_means

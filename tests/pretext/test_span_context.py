@@ -17,7 +17,7 @@ from sslx.config import OptimizerConfig, build
 from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import MODERN, BertConfig
-from sslx.pretext.latent_targets import distance, normalised, spread
+from sslx.pretext.latent_targets import distance, normalised, variance
 from sslx.pretext.span_context import SpanContext, SpanContextConfig
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
@@ -232,7 +232,7 @@ def test_the_best_constant_explains_nothing_and_a_constant_has_no_variance(objec
     found = finish_means(evaluate(params, plain["state"], batch | {"valid": np.ones(32, np.float32)}))
     assert objective.derive(found)["explained"] == pytest.approx(0.0, abs=0.02)
     assert found["prediction_variance"] == pytest.approx(0.0, abs=1e-9)
-    assert float(spread(jnp.asarray(targets), jnp.asarray(weights))) == pytest.approx(
+    assert float(variance(jnp.asarray(targets), jnp.asarray(weights))) == pytest.approx(
         targets[weights > 0].var(axis=0).mean(), rel=1e-4
     )
     assert objective.chance({"unigram_entropy": 5.0}) is None

@@ -10,8 +10,8 @@ from sslx.data.batches import SomeRows
 from sslx.errors import UserError
 from sslx.pretext.clm import CausalLanguageModel
 from sslx.pretext.mlm import MaskedLanguageModel
+from sslx.probing.diagnostics import alignment, effective_rank, lidar, measured, rank_me, spread, uniformity
 from sslx.session import run_config
-from sslx.train.diagnostics import alignment, effective_rank, lidar, measured, rank_me, spread, uniformity
 from sslx.train.loop import Trainer
 from sslx.train.sharding import on_mesh
 
