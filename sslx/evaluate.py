@@ -31,7 +31,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from sslx import entry, finetune
-from sslx.config import OptimizerConfig, build, load_class
+from sslx.config import build, load_class
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun, load_run, modality_of
 from sslx.probing import PROBES
@@ -42,6 +42,7 @@ from sslx.probing.linear import linear_probe
 from sslx.probing.picture import draw_projections
 from sslx.probing.probe import SPLITS, Probe, ProbeConfig, result
 from sslx.runtime import configure, display
+from sslx.settings import OptimizerConfig
 from sslx.storage import upload, write_figure, write_picture, write_text
 from sslx.train.console import Console
 from sslx.train.initialise import CODEBOOK

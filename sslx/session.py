@@ -17,10 +17,11 @@ from typing import Any
 import jax
 from etils.epath import Path
 
-from sslx.config import HostsConfig, MeshConfig, RunConfig, build, differences
+from sslx.config import build, differences
 from sslx.errors import UserError, choose, nearest
 from sslx.objective import Objective
 from sslx.runtime import configure, describe_devices, display, is_first_process
+from sslx.settings import HostsConfig, MeshConfig, RunConfig
 from sslx.storage import check, local_copy, upload, write_text
 from sslx.train.console import Console
 from sslx.train.hosts import agree, host_name, progress, together

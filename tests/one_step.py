@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sslx.config import MeshConfig
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.step import TrainState, make_train_step
 

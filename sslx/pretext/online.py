@@ -24,12 +24,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sslx.config import OnlineConfig, build, load_class
+from sslx.config import build, load_class
 from sslx.errors import UserError
 from sslx.models.pooling import unit_vectors
 from sslx.objective import Batch, Mean, Objective, Out, Sum, Variables
 from sslx.pretext import PRETEXTS
 from sslx.probing.knn import KnnConfig, vote
+from sslx.settings import OnlineConfig
 
 NAME = "online"  # of its part of the state, of a viewed batch, of the weights and of the statistics
 MEMORY = 0.99  # of the running averages

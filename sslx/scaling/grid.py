@@ -15,9 +15,10 @@ from typing import Any
 
 from etils.epath import Path
 
-from sslx.config import differences, may_change
+from sslx.config import differences
 from sslx.errors import UserError
 from sslx.scaling.family import Family, Size, data_statistics, measure, parse_sizes
+from sslx.settings import may_change
 from sslx.storage import write_text
 
 SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}

@@ -19,8 +19,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sslx.config import AlarmsConfig
 from sslx.objective import Objective
+from sslx.settings import AlarmsConfig
 
 # What each means, and what helps where an objective does not know better (`Objective.remedies`).
 MEANINGS = {

@@ -19,8 +19,9 @@ from absl import logging
 from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
-from sslx.config import CheckpointConfig, build
+from sslx.config import build
 from sslx.errors import UserError, first_line
+from sslx.settings import CheckpointConfig
 from sslx.storage import absolute
 from sslx.train.hosts import agree, progress, together
 from sslx.train.step import TrainState

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sslx.config import HostsConfig
 from sslx.data.cache import tell_on
 from sslx.errors import Alarmed, Unavailable, UserError, first_line
+from sslx.settings import HostsConfig
 from sslx.train import rendezvous
 from sslx.train.rendezvous import Membership
 from sslx.train.sharding import one_per_device

@@ -15,11 +15,12 @@ import numpy as np
 from etils.epath import Path
 from flax import traverse_util
 
-from sslx.config import TO_BE_GIVEN, RunConfig, load_class
+from sslx.config import TO_BE_GIVEN, load_class
 from sslx.errors import UserError
 from sslx.interop.folder import PublishedFolder, is_published, listed
 from sslx.models import statistics
 from sslx.objective import Objective
+from sslx.settings import RunConfig
 from sslx.storage import check
 from sslx.train.checkpoint import chosen_step, read_variables
 from sslx.train.run_folder import read_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sslx.config import RunConfig
 from sslx.errors import UserError
+from sslx.settings import RunConfig
 from sslx.train.alarms import Alarms
 
 

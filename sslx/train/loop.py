@@ -21,11 +21,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sslx.config import RunConfig
 from sslx.data.batches import TrainBatches
 from sslx.errors import Alarmed
 from sslx.objective import Objective
 from sslx.runtime import display
+from sslx.settings import RunConfig
 from sslx.train import memory, sharding
 from sslx.train.alarms import Alarms
 from sslx.train.checkpoint import Checkpoints

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sslx.config import RunConfig
 from sslx.errors import UserError, first_line
+from sslx.settings import RunConfig
 from sslx.train.sharding import batch_shards
 
 REMAT = ("none", "dots", "full")  # from the least recomputation to the least memory

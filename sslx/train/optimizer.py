@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from sslx.config import OptimizerConfig
 from sslx.errors import UserError, nearest
+from sslx.settings import OptimizerConfig
 from sslx.train.sharding import is_box, parameter_name
 
 # Beside what the config says: colours of pixels, which nothing may change; and what the recipes of ViTs leave alone.

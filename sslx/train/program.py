@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from sslx.config import RunConfig
 from sslx.objective import Batch, Objective
+from sslx.settings import RunConfig
 from sslx.train import sharding
 from sslx.train.initialise import overlay
 from sslx.train.optimizer import make_decay, make_optimizer, make_schedule

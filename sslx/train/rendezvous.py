@@ -19,8 +19,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sslx.config import HostsConfig
 from sslx.errors import LISTED, Unavailable, UserError
+from sslx.settings import HostsConfig
 from sslx.train.chips import tpu_device_files
 
 # What jax calls the same; several kinds of TPU metadata are told apart by jax itself.

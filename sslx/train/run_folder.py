@@ -19,8 +19,9 @@ from typing import Any
 import filelock
 from etils.epath import Path
 
-from sslx.config import RunConfig, differences, may_change
+from sslx.config import differences
 from sslx.errors import UserError, nearest
+from sslx.settings import RunConfig, may_change
 from sslx.storage import absolute, is_remote, write_text
 
 PACKAGES = (

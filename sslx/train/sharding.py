@@ -16,8 +16,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sslx.config import MeshConfig
 from sslx.errors import UserError, first_line
+from sslx.settings import MeshConfig
 
 BATCH_AXES = ("data", "fsdp")
 

@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sslx.config import HostsConfig
 from sslx.errors import LISTED, first_line
+from sslx.settings import HostsConfig
 from sslx.train.rendezvous import Membership
 
 

@@ -31,12 +31,12 @@ def measure_sslx(steps: int) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from sslx.config import OptimizerConfig, RunConfig
     from sslx.data.rows import RowOrder
     from sslx.data.tokenizer import Vocabulary
     from sslx.models.bert import BertConfig
     from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
     from sslx.runtime import configure
+    from sslx.settings import OptimizerConfig, RunConfig
     from sslx.train.hosts import Votes
     from sslx.train.loop import Trainer
     from sslx.train.sharding import on_mesh

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from goldens.drawn_weights import drawn, drawn_images
 
-from sslx.config import MeshConfig
 from sslx.errors import UserError
 from sslx.models.convnext import SIZES, ConvnextConfig
 from sslx.models.resnet import ResnetConfig
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.sharding import PARAMETER_AXES, is_box, parameter_name, unbox
 

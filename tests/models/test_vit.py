@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from sslx.config import OptimizerConfig
 from sslx.errors import UserError
 from sslx.models.pixels import patchify, unpatchify
 from sslx.models.transformer import Block, rotate
 from sslx.models.vit import SIZES, VitConfig, places, sincos_table
+from sslx.settings import OptimizerConfig
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import PARAMETER_AXES, is_box, parameter_name, unbox
 

@@ -1,6 +1,6 @@
-"""solo-learn's recipes for CIFAR-10, as they are but for their size: twenty steps at batch 16.
+"""solo-learn's recipes for CIFAR-10, as they are but for their size: twenty steps at batch 16 lower the loss.
 
-Contrast is learned in so few of a model so small; the other losses move within the noise of the views.
+Of one pair of views: those of each step differ, and so do their losses by more than twenty steps change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sslx.session import run_config
 from sslx.train.initialise import objective_class
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
-from sslx.train.step import TrainState, make_train_step
+from sslx.train.step import TrainState, make_gradient, make_train_step
 
 STEPS = 20
 # What the size of CIFAR-10 makes of them is built in test_configs.py.
@@ -30,7 +30,8 @@ FURTHER = {
 
 
 def trained(name):
-    """Metrics of each step on one batch, at a tenth of the recipe's peak rate, as after a tenth of its warm-up."""
+    """Metrics of each step on one batch, at a tenth of the recipe's peak rate, as after a tenth of its warm-up; and the
+    loss of one pair of views before and after all of them."""
     config = load_config(CONFIGS / f"{name}.py", "cifar10")
     heads = [part for part in ("projector", "predictor") if part in config.pretext]
     changes = {f"pretext.{part}.{key}": value for part in heads for key, value in HEAD.items()}
@@ -49,17 +50,18 @@ def trained(name):
         variables = unbox(init())
         params = variables["params"]
         state = TrainState(jnp.int32(0), params, variables["state"], optimizer.init(params))
-        step = make_train_step(objective, optimizer, schedule, seed=0)
-        return jax.lax.scan(lambda state, _: step(state, batch), state, length=STEPS)[1]
+        step, gradient = make_train_step(objective, optimizer, schedule, seed=0), make_gradient(objective)
+        trained, metrics = jax.lax.scan(lambda state, _: step(state, batch), state, length=STEPS)
+        keys = (jax.random.key(1), jax.random.key(2))
+        of = lambda params: gradient(params, variables["state"], batch, keys, jnp.int32(0))[0]  # noqa: E731
+        return metrics, of(params), of(trained.params)
 
     return jax.device_get(jax.jit(run)())
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino"])
-def test_twenty_steps_of_a_recipe(name):
-    metrics = trained(name)
-    losses = metrics["loss"]
-    assert np.isfinite(losses).all()
+def test_twenty_steps_of_a_recipe_lower_its_loss(name):
+    metrics, before, after = trained(name)
+    assert np.isfinite(metrics["loss"]).all()
     assert np.isfinite(metrics["grad_norm"]).all()
-    if name in ("simclr", "moco_v3"):
-        assert losses[-5:].mean() < losses[:5].mean()
+    assert after < before

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from sslx.config import MeshConfig
 from sslx.errors import UserError
 from sslx.models.gpt import MODERN, GptConfig
 from sslx.pretext.clm import CausalLanguageModel, CausalLanguageModelConfig
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.sharding import unbox
 from sslx.train.step import TrainState, make_train_step

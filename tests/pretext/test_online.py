@@ -13,7 +13,6 @@ from one_step import assert_close, one_step
 from tiny_images import TINY_VIT, picture_rows, tiny_images
 
 from sslx import main
-from sslx.config import OnlineConfig
 from sslx.data.batches import SomeRows
 from sslx.errors import UserError
 from sslx.inference.loading import load_run
@@ -23,6 +22,7 @@ from sslx.pretext.online import Watched
 from sslx.pretext.rotation import Rotation, RotationConfig
 from sslx.probing.features import Encoder
 from sslx.session import check_run, train
+from sslx.settings import OnlineConfig
 from sslx.train.checkpoint import read_variables
 from sslx.train.initialise import load_encoder, open_start
 from sslx.train.metrics import read_metrics

@@ -13,12 +13,13 @@ from entries import REPOSITORY
 from one_step import MESHES, assert_close, one_step
 from scipy.special import erf
 
-from sslx.config import OptimizerConfig, build
+from sslx.config import build
 from sslx.entry import load_config
 from sslx.errors import UserError
 from sslx.models.bert import MODERN, BertConfig
 from sslx.pretext.latent_targets import distance, normalised, variance
 from sslx.pretext.span_context import SpanContext, SpanContextConfig
+from sslx.settings import OptimizerConfig
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
 from sslx.train.step import TrainState, finish_means, make_eval_step, make_train_step

@@ -9,7 +9,7 @@ import optax
 import pytest
 from small_pictures import pretrained
 
-from sslx.config import MeshConfig
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.step import TrainState, make_train_step
 

@@ -13,9 +13,9 @@ from one_step import assert_close, one_step
 from tiny_images import TINY_VIT, Compiled, picture_rows, tiny_images
 
 from sslx.augment.policy import NONE
-from sslx.config import OptimizerConfig
 from sslx.errors import UserError
 from sslx.models.resnet import ResnetConfig
+from sslx.settings import OptimizerConfig
 from sslx.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox

@@ -9,9 +9,9 @@ import types
 
 import pytest
 
-from sslx.config import AlarmsConfig
 from sslx.errors import Alarmed
 from sslx.session import train
+from sslx.settings import AlarmsConfig
 from sslx.train.alarms import MEANINGS, REMEDIES, Alarms
 from sslx.train.loop import beside_chance
 from sslx.train.metrics import read_metrics

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sslx.config import CheckpointConfig
 from sslx.errors import UserError
+from sslx.settings import CheckpointConfig
 from sslx.train.checkpoint import Checkpoints, read_variables, saved_steps
 from sslx.train.step import TrainState
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from entries import simulated, until
 
-from sslx.config import HostsConfig
 from sslx.errors import UserError
+from sslx.settings import HostsConfig
 from sslx.train import rendezvous
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.metrics import read_metrics

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sslx.config import MeshConfig, RunConfig
 from sslx.errors import UserError
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import Session, run_config, train
+from sslx.settings import MeshConfig, RunConfig
 from sslx.train import memory, sharding
 from sslx.train.checkpoint import read_variables, saved_steps
 from sslx.train.console import Console

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from sslx.config import OptimizerConfig
 from sslx.errors import UserError
+from sslx.settings import OptimizerConfig
 from sslx.train.optimizer import make_decay, make_optimizer, make_schedule
 from sslx.train.sharding import unbox
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sslx.config import MeshConfig
 from sslx.errors import UserError
 from sslx.planning.topology import tpu
 from sslx.pretext.mlm import MaskedLanguageModel
 from sslx.session import run_config
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.program import Program
 

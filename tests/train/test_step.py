@@ -12,11 +12,11 @@ import optax
 import pytest
 from one_step import MESHES, assert_close, one_step, prepared, recording
 
-from sslx.config import MeshConfig
 from sslx.errors import UserError
 from sslx.models.bert import BertConfig
 from sslx.objective import Mean, Objective, Out, Rows, Sum, Term
 from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
+from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.step import finish_means, make_eval_step, make_train_step
 

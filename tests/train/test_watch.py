@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from sslx.config import HostsConfig
 from sslx.errors import LISTED
+from sslx.settings import HostsConfig
 from sslx.train import hosts
 from sslx.train.rendezvous import Membership
 from sslx.train.watch import Watch
@@ -19,7 +19,7 @@ from sslx.train.watch import Watch
 ABORTS = """
 import os, socket, threading, time
 
-from sslx.config import HostsConfig
+from sslx.settings import HostsConfig
 from sslx.train import hosts
 from sslx.train.rendezvous import Membership
 from sslx.train.watch import Watch
