@@ -88,6 +88,8 @@ class Objective(abc.ABC):
     remedies: ClassVar[Mapping[str, str]] = {}
     # Metrics that are spreads, 1 if all is well and 0 at a collapse, which alarms watch beside the features' own.
     spreads: ClassVar[tuple[str, ...]] = ()
+    # Metrics that count directions, 1 at a collapse, which alarms watch beside the features' effective rank.
+    ranks: ClassVar[tuple[str, ...]] = ()
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 

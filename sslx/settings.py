@@ -72,6 +72,7 @@ class OptimizerConfig:
     momentum: float = 0.95  # Muon's, SGD's and LARS's
     trust: float = 0.001  # LARS's: a layer's rate as a share of its norm over its gradient's
     trust_clip: bool = False  # LARS: no layer's rate above the learning rate
+    unadapted_scale: float = 1.0  # LARS: rate of biases and norms, which it does not adapt, as a share of the others'
     weight_decay: float = 0.01
     weight_decay_end: float | None = None  # to which it goes by half a cosine over the schedule; None: it stays
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"norm/scale$")

@@ -32,6 +32,7 @@ from sslx.pretext.picture_views import PictureViews
 
 TEACHER = "teacher"  # of its part of the state
 TEACHER_STATISTICS = "teacher_statistics"
+MEASURED = 256  # rows whose directions are counted; their products with each other are as many squared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,22 @@ def spread(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) -> F
     return jnp.mean(jnp.sqrt(variance)) * x.shape[-1] ** 0.5
 
 
+def directions(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) -> Float[Array, ""]:
+    """How many directions the first `MEASURED` rows fill: the participation ratio of their covariance.
+
+    That is its trace squared over the trace of its square, from 1, where rows are multiples of one vector, to the
+    smaller of their number and the width. It needs no singular values, which a step on accelerators would wait for.
+    """
+    x, weights = x[:MEASURED], weights[:MEASURED]
+    share = (weights / jnp.maximum(jnp.sum(weights), 1e-6))[:, None]
+    x = jnp.sqrt(share) * (x - jnp.sum(share * x, axis=0))
+    total = jnp.sum(x**2)
+    # Scaled first: the fourth power of what a collapse has left would be lost in float32.
+    x = x * jax.lax.rsqrt(jnp.maximum(total, 1e-30))
+    products = jnp.einsum("nd,md->nm", x, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(total > 1e-30, 1.0 / jnp.maximum(jnp.sum(products**2), 1e-30), 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class JointEmbedding(Objective):
     """A method of joint embedding; ``pretext`` is its part of the config, of the class ``pretext_config``.
@@ -68,7 +85,9 @@ class JointEmbedding(Objective):
     encoders: ClassVar[tuple[str, ...]] = ("resnet", "vit", "convnext")  # that it can train
     across: ClassVar[bool] = True  # a term's value depends on all rows of the batch
     together: ClassVar[bool] = False  # see `Network`
-    spreads = ("projection_std",)  # where a head may ignore features that are still spread
+    # Where a head may ignore features that are still spread.
+    spreads = ("projection_std",)
+    ranks = ("projection_rank",)
     product: ClassVar[Literal["student", "teacher"]] = "student"  # what is evaluated and taken away
     least_rows: ClassVar[int] = 2  # in a batch
 
@@ -224,8 +243,9 @@ class JointEmbedding(Objective):
         out = self.compared(student, teacher, Given(params, state, batch["weights"], weights, step))
         count = jnp.sum(weights)
         watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
-        spreads = {name: Mean(count * spread(x, weights), count) for name, x in watched.items()}
-        return out.replace(metrics=out.metrics | spreads)
+        found = {name: spread(x, weights) for name, x in watched.items()}
+        found["projection_rank"] = directions(student[0].projection, weights)
+        return out.replace(metrics=out.metrics | {name: Mean(count * value, count) for name, value in found.items()})
 
     def compared(self, student: list[Seen], teacher: list[Seen] | None, given: Given) -> Out:
         """The loss of what student and teacher have made of the views, in the order of `PictureViews`."""

@@ -197,6 +197,7 @@ class Watched(Objective):
     chance = property(lambda self: self.objective.chance)
     remedies = property(lambda self: self.objective.remedies)
     spreads = property(lambda self: self.objective.spreads)
+    ranks = property(lambda self: self.objective.ranks)
     entropies = property(lambda self: self.objective.entropies)
     variant = property(lambda self: self.objective.variant)
     derive = property(lambda self: self.objective.derive)

@@ -3,7 +3,8 @@
 In: two views of each row. Out: three terms. ``invariance`` is the mean square between the views; ``variance`` the mean,
 over features and both views, of what a feature's deviation over the batch lacks of 1; ``covariance`` the sum of the
 squared covariances of different features, over the width, of both views. They are weighed 25, 25 and 1. If all vectors
-are the same, only ``variance`` is left, at nearly 1 and so 25 in all.
+are the same, only ``variance`` is left, at nearly 1 and so 25 in all. ``projection_deviation`` is to be watched: what
+collapses here shrinks, which lengths that are brought to 1 do not show.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from sslx.models.heads import HeadConfig
 from sslx.objective import Out
-from sslx.pretext.joint import Given, JointEmbedding, check_number, of_all, of_rows
+from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_all, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
 
@@ -43,8 +44,8 @@ class VicregConfig:
 
 def regularisers(
     x: Float[Array, "batch width"], weights: Float[Array, " batch"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """One view's part of the variance term, the mean hinge, and of the covariance term.
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """One view's part of the variance term, the mean hinge, and of the covariance term; and its mean deviation.
 
     Variances are over one row less than there are, as PyTorch's.
     """
@@ -55,7 +56,8 @@ def regularisers(
     covariance = jnp.einsum("ni,nj->ij", weights * x, x, precision=jax.lax.Precision.HIGHEST) / less
     variance = jnp.diagonal(covariance)
     hinge = jnp.mean(jax.nn.relu(1.0 - jnp.sqrt(variance + EPS)))
-    return hinge, (jnp.sum(covariance**2) - jnp.sum(variance**2)) / x.shape[-1]
+    others = (jnp.sum(covariance**2) - jnp.sum(variance**2)) / x.shape[-1]
+    return hinge, others, jnp.mean(jnp.sqrt(jnp.maximum(jax.lax.stop_gradient(variance), 0.0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Vicreg(JointEmbedding):
         "config.pretext.variance as high as config.pretext.invariance (25 in the paper), a lower learning rate",
     )
     terms = ("invariance", "variance", "covariance")
+    spreads = ("projection_std", "projection_deviation")
     unit = ""
 
     pretext: VicregConfig
@@ -75,14 +78,15 @@ class Vicreg(JointEmbedding):
     def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
         pretext, weights = self.pretext, given.weights
         first, second = (view.projection for view in student)
-        (hinge, covariance), (other_hinge, other_covariance) = (regularisers(x, weights) for x in (first, second))
+        hinges, covariances, deviations = zip(*(regularisers(x, weights) for x in (first, second)), strict=True)
         apart = jnp.mean((first - second) ** 2, axis=-1)
         return Out(
             {
                 "invariance": of_rows(apart, weights, pretext.invariance),
-                "variance": of_all((hinge + other_hinge) / 2, weights, pretext.variance),
-                "covariance": of_all(covariance + other_covariance, weights, pretext.covariance),
-            }
+                "variance": of_all(sum(hinges) / 2, weights, pretext.variance),
+                "covariance": of_all(sum(covariances), weights, pretext.covariance),
+            },
+            {"projection_deviation": mean_of(jnp.full(weights.shape, sum(deviations) / 2), weights)},
         )
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:

@@ -7,7 +7,8 @@ its sign has been there for ``config.alarms.evaluations`` in succession:
 - ``no_learning``: the held-out loss is within ``chance_band`` of its chance value (`Objective.chance`).
 - ``collapse``: the spread of features, or one that the objective watches (`Objective.spreads`, such as that of
   projections), is under ``std_floor``, or under ``std_share`` of the most that it was.
-- ``low_rank``: their effective rank is under ``rank_floor``.
+- ``low_rank``: their effective rank, or a number of directions that the objective watches (`Objective.ranks`), is
+  under ``rank_floor``.
 - ``peaked`` and ``uniform``: an entropy of the objective's (`Objective.entropies`, such as a teacher's) is within
   ``entropy_band`` of 0 or of the most that it can be, and the divergence beside it of 0: all rows have one answer, or
   all answers alike.
@@ -58,10 +59,10 @@ class Alarms:
     ) -> dict[str, str]:
         """Counts the signs in an evaluation after the warm-up; returns the lines of alarms that it raises, by name."""
         lines = {}
-        for name in ("features/std", *(f"eval/{name}" for name in objective.spreads)):
+        for name in ("features/std", *_evaluated(objective.spreads)):
             if name in metrics:
                 self.largest[name] = max(self.largest.get(name, 0.0), metrics[name])
-        found = signs(metrics, objective.entropies(), chance, self.largest, config)
+        found = signs(metrics, objective, chance, self.largest, config)
         for name, (here, what) in found.items():
             self.in_succession[name] = self.in_succession.get(name, 0) + 1 if here else 0
             if self.in_succession[name] >= config.evaluations and name not in self.raised:
@@ -75,7 +76,7 @@ class Alarms:
 
 def signs(
     metrics: Mapping[str, float],
-    entropies: Mapping[str, tuple[float, str]],
+    objective: Objective,
     chance: float | None,
     largest: Mapping[str, float],
     config: AlarmsConfig,
@@ -95,13 +96,19 @@ def signs(
         worst = next((name for name, here in gone.items() if here), next(iter(gone)))
         what = "feature spread" if worst == "features/std" else worst.removeprefix("eval/")
         found["collapse"] = (gone[worst], f"{what} {metrics[worst]:.2g}, was {largest[worst]:.2g}")
-    if "features/rankme" in metrics:
-        rank = metrics["features/rankme"]
-        found["low_rank"] = (rank < config.rank_floor, f"effective rank {rank:.2f}")
-    for name, (most, divergence) in entropies.items():
+    ranks = {name: metrics[name] for name in ("features/rankme", *_evaluated(objective.ranks)) if name in metrics}
+    if ranks:
+        least = min(ranks, key=ranks.__getitem__)
+        what = "effective rank" if least == "features/rankme" else least.removeprefix("eval/")
+        found["low_rank"] = (ranks[least] < config.rank_floor, f"{what} {ranks[least]:.2f}")
+    for name, (most, divergence) in objective.entropies().items():
         entropy, apart = metrics[f"eval/{name}"], metrics[f"eval/{divergence}"]
         band, alike = config.entropy_band * most, apart <= config.entropy_band * most
         said = f"{name} {entropy:.3f} of 0 to {most:.3f}, {divergence} {apart:.3f}"
         found["peaked"] = (alike and entropy <= band, said)
         found["uniform"] = (alike and entropy >= most - band, said)
     return found
+
+
+def _evaluated(names: tuple[str, ...]) -> list[str]:
+    return [f"eval/{name}" for name in names]

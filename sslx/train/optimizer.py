@@ -294,7 +294,8 @@ def _scale_by_lars(
     """LARS's decay and local rate ``trust |w| / (|g| + decay |w|)`` (You et al. 2017, arXiv 1708.03888).
 
     With ``trust_clip`` a layer's whole rate is at most the scheduled one (LARC). What is not decayed, biases and norms,
-    is not adapted either. Momentum comes after: it gathers updates that are scaled already.
+    is not adapted either and has the rate times ``unadapted_scale``. Momentum comes after: it gathers updates that are
+    scaled already.
     """
 
     def change(step: jax.Array, updates: Any, params: Any) -> Any:
@@ -311,7 +312,7 @@ def _scale_by_lars(
 
         def one(gradient: jax.Array, kind: _Adapted, param: jax.Array) -> jax.Array:
             if not kind.adapted:
-                return gradient
+                return config.unadapted_scale * gradient
             return (jax.vmap(scale) if kind.stacked else scale)(gradient, param)
 
         return _map_trained(one, updates, kinds, params)

@@ -9,7 +9,7 @@ import numpy as np
 from sslx.pretext.barlow_twins import barlow_loss
 from sslx.pretext.byol import byol_loss
 from sslx.pretext.dino import dino_loss
-from sslx.pretext.joint import spread
+from sslx.pretext.joint import directions, spread
 from sslx.pretext.simsiam import simsiam_loss
 from sslx.pretext.vicreg import regularisers
 
@@ -50,9 +50,9 @@ def test_vicreg_regularises_each_view_over_the_rows_with_weight():
     hinge = np.maximum(0, 1 - np.sqrt(np.diag(covariance) + 1e-4)).mean()
     off = (covariance[~np.eye(5, dtype=bool)] ** 2).sum() / 5
     found = jax.jit(regularisers)(jnp.float32(x), WEIGHTS)
-    np.testing.assert_allclose(found, (hinge, off), rtol=1e-4)
+    np.testing.assert_allclose(found, (hinge, off, x[REAL].std(0, ddof=1).mean()), rtol=1e-4)
     same = jax.jit(regularisers)(jnp.ones((8, 5)), WEIGHTS)
-    np.testing.assert_allclose(same, (0.99, 0.0), atol=1e-6)
+    np.testing.assert_allclose(same, (0.99, 0.0, 0.0), atol=1e-6)
 
 
 def test_dino_pairs_every_target_with_every_other_view():
@@ -77,3 +77,14 @@ def test_spread_is_1_all_over_the_sphere_and_0_in_one_place():
     np.testing.assert_allclose(spread(jnp.ones((4, 8)), np.ones(4, np.float32)), 0.0, atol=1e-6)
     unit = A[REAL] / np.linalg.norm(A[REAL], axis=1, keepdims=True)
     np.testing.assert_allclose(spread(jnp.float32(A), WEIGHTS), unit.std(0).mean() * 5**0.5, rtol=1e-4)
+
+
+def test_directions_are_the_participation_ratio_of_the_covariance_whatever_its_scale():
+    x = A * np.array([3.0, 1.0, 1.0, 0.3, 0.1])
+    values = np.linalg.eigvalsh(np.cov(x[REAL].T))
+    for scale in (1.0, 1e-9):
+        found = jax.jit(directions)(jnp.float32(scale * x), WEIGHTS)
+        np.testing.assert_allclose(found, values.sum() ** 2 / (values**2).sum(), rtol=1e-4)
+    of_one_vector, of_one_place = np.outer(A[:, 0], A[0]), np.ones((8, 5))
+    for alike in (of_one_vector, of_one_place, np.zeros((8, 5))):
+        np.testing.assert_allclose(jax.jit(directions)(jnp.float32(alike), WEIGHTS), 1.0, rtol=1e-4)

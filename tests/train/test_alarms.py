@@ -19,8 +19,9 @@ from sslx.train.metrics import read_metrics
 WELL = {"eval/loss": 1.0, "features/std": 0.8, "features/rankme": 20.0}
 
 
-def objective(entropies=None, remedies=None, spreads=()):
-    return types.SimpleNamespace(entropies=lambda: entropies or {}, remedies=remedies or {}, spreads=spreads)
+def objective(entropies=None, remedies=None, spreads=(), ranks=()):
+    watched = {"spreads": spreads, "ranks": ranks}
+    return types.SimpleNamespace(entropies=lambda: entropies or {}, remedies=remedies or {}, **watched)
 
 
 def judged(evaluations, config=None, chance=3.0, of=None):
@@ -63,6 +64,13 @@ def test_a_collapse_of_what_the_objective_watches_beside_the_features_is_one():
     assert judged([{"eval/projection_std": 0.9}, {"eval/projection_std": 0.05}], config, of=of) == [[], ["collapse"]]
     line = Alarms().judge({**WELL, "eval/projection_std": 0.005}, of, None, config)["collapse"]
     assert line.startswith("alarm: collapse (projection_std 0.005, was 0.005): ")
+
+
+def test_few_directions_of_what_the_objective_watches_are_a_low_rank():
+    of, config = objective(ranks=("projection_rank",)), AlarmsConfig(evaluations=1)
+    assert judged([{"eval/projection_rank": 9.0}, {"eval/projection_rank": 1.2}], config, of=of) == [[], ["low_rank"]]
+    line = Alarms().judge({**WELL, "eval/projection_rank": 1.2}, of, None, config)["low_rank"]
+    assert line.startswith("alarm: low_rank (projection_rank 1.20): ")
 
 
 def test_a_chance_of_0_has_a_band_of_its_own_and_an_unknown_one_none():
