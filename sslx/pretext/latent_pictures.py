@@ -30,6 +30,7 @@ class LatentPictures(ImagePretext):
         ("collapse", "low_rank"),
         "a teacher that follows more slowly (config.pretext.momentum.start nearer to 1), a lower learning rate",
     )
+    spreads = ("target_std",)
     unit = ""
 
     model: VitConfig

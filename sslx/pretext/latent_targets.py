@@ -64,5 +64,10 @@ def watched(
 
 
 def explained(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The share of the targets' variance that is predicted: 0 for the best constant, whatever the scale."""
-    return {"explained": 1.0 - metrics["error"] / max(metrics["target_variance"], 1e-12)}
+    """The share of the targets' variance that is predicted, 0 for the best constant, and the root of that variance.
+
+    Of targets that are normalised over the width or over places, the root is 1 if all are different and 0 if the
+    teacher has collapsed, which makes the loss as small as a good prediction does.
+    """
+    variance = metrics["target_variance"]
+    return {"explained": 1.0 - metrics["error"] / max(variance, 1e-12), "target_std": max(variance, 0.0) ** 0.5}

@@ -99,6 +99,7 @@ class SpanContext(TextPretext):
         "a teacher that follows more slowly (config.pretext.ema_start and ema_end nearer to 1), a lower learning rate, "
         "config.pretext.target_norm=instance",
     )
+    spreads = ("target_std",)
     unit = ""
 
     pretext: SpanContextConfig
