@@ -60,7 +60,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "swav": ("swav", {"steps": 400, **CROPS}),
     "dino": ("dino", {"steps": 300, **CROPS}),
     "ibot": ("ibot", {"steps": 500, "model.patch_size": 7, **CROPS}),
-    "ijepa": ("ijepa", {"steps": 600, **MIRRORED}),
+    "ijepa": ("ijepa", {"steps": 1000, **MIRRORED}),
     "data2vec": ("data2vec", {"steps": 500, **MIRRORED}),
     "supervised": ("finetune/image_classification", {"steps": 800, "batch_size": 64, "task.augment.flip": 0.5}),
     "supervised_resnet": (
