@@ -33,10 +33,12 @@ def small_job() -> ml_collections.ConfigDict:
         decoder_layers=2,
         decoder_width=64,
         decoder_groups=1,
-        momentum=MomentumConfig(0.95, 0.999, "linear"),
+        momentum=MomentumConfig(0.99, 0.999, "linear"),
         augment=recipes.GLYPH,
     )
-    return recipes.joint_job(pretext, recipes.SMALL_VIT, batch_size=32)
+    config = recipes.joint_job(pretext, recipes.SMALL_VIT, batch_size=32)
+    config.optimizer.learning_rate = 2e-3
+    return config
 
 
 def base() -> ml_collections.ConfigDict:
