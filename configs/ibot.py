@@ -29,14 +29,18 @@ def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
     small = dataclasses.replace(recipes.GLYPH_VIEW, crop_area=(0.15, 0.4))
     pretext = IbotConfig(
-        prototypes=256,
+        balance="sinkhorn",  # and few prototypes with sharp targets, for the reasons in configs/dino.py
+        teacher_temperature=0.03,
+        prototypes=64,
         frozen_steps=20,
         projector=HeadConfig(layers=3, hidden=256, out=64, norm=False, activation="gelu"),
         momentum=MomentumConfig(0.9, 1.0),  # or it would hardly move in so few steps
         views=MultiCrop(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW, small, local_count=2, local_size=16),
     )
     model = dataclasses.replace(recipes.SMALL_VIT, patch_size=8, pool="class")
-    return recipes.joint_job(pretext, model, steps=400)
+    config = recipes.joint_job(pretext, model, steps=400)
+    config.optimizer.learning_rate = 2e-3
+    return config
 
 
 def base() -> ml_collections.ConfigDict:

@@ -5,7 +5,7 @@ change that its paper or arithmetic says it cannot bear. Evaluated every 10 step
 three evaluations in succession.
 
     python tests/benchmarks/collapse_drills.py                       # a table; a few minutes on two cores
-    python tests/benchmarks/collapse_drills.py --methods simsiam dino --steps=200
+    python tests/benchmarks/collapse_drills.py --methods simsiam dino --steps=400
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def alarms_of(
             if name.startswith("alarm/") and value == 1.0:
                 raised.setdefault(name.removeprefix("alarm/"), record["step"])
     last = [record for record in records if "eval/loss" in record][-1]
-    shown = ("eval/loss", "features/std", "features/rankme", "eval/projection_std")
+    shown = ("eval/loss", "features/std", "features/rankme", "eval/projection_std", "eval/projection_rank")
+    shown += ("eval/projection_deviation", "eval/target_std")
     return raised, {name.rpartition("/")[2]: last[name] for name in shown if name in last}
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     """Runs the drills and prints what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=DRILLS, default=list(DRILLS))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     for method in arguments.methods:
         given, bad, right = DRILLS[method]
