@@ -30,7 +30,7 @@ from PIL import Image
 from sslx.data.cache import cache_folder, hash_of, prepare_once
 from sslx.data.decoding import decoders, looked_at, say_broken, still_decodable
 from sslx.data.image_sources import open_images
-from sslx.data.pictures import DRAWS, middle, open_picture, pixels, random_crop
+from sslx.data.pictures import DRAWS, has_colours, middle, open_picture, pixels, random_crop
 from sslx.data.prepared import PictureSource, PreparedPictures, check_shape, prepare_roles
 from sslx.data.rows import RowOrder
 from sslx.data.sources import HIDDEN, Source
@@ -131,13 +131,13 @@ class MappedRows(ImageRows):
 
     def __init__(self, images: np.ndarray, kept: np.ndarray, labels: np.ndarray | None):
         super().__init__(labels)
-        self._pixels, self._kept = images, kept
+        self._pixels, self.kept = images, kept
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     def _images(self, ids: np.ndarray, draws: list[np.random.SeedSequence] | None) -> np.ndarray:
-        return self._pixels[self._kept[ids]]
+        return self._pixels[self.kept[ids]]
 
 
 class DecodedRows(ImageRows):
@@ -145,14 +145,14 @@ class DecodedRows(ImageRows):
 
     def __init__(self, source: Source, kept: np.ndarray, labels: np.ndarray | None, config: ImageConfig):
         super().__init__(labels)
-        self._source, self._kept, self._config = source, kept, config
+        self._source, self.kept, self._config = source, kept, config
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     def _images(self, ids: np.ndarray, draws: list[np.random.SeedSequence] | None) -> np.ndarray:
         config = self._config
-        records = self._source.__getitems__(self._kept[ids].tolist())
+        records = self._source.__getitems__(self.kept[ids].tolist())
         # After a JPEG has been decoded smaller, even the smallest and narrowest part is to have pixels enough.
         narrow = max(config.crop_aspect[1], 1 / config.crop_aspect[0])
         least = math.ceil(config.image_size / (config.crop_area[0] / narrow) ** 0.5)
@@ -189,6 +189,13 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
 
     def rows_of(role: str, source: Source) -> tuple[ImageRows, dict[str, Any]]:
         rows, broken = _rows(source, config, cache_dir, seed if role == "train" else None)
+        (first,) = source.__getitems__([int(rows.kept[0])])
+        if role == "train" and config.channels == 1 and has_colours(first["image"]):
+            print(
+                f"note: pictures of {config.source} have colours and are made grey; --config.data.channels=3 "
+                "--config.model.channels=3 keeps the colours",
+                flush=True,
+            )
         known = {} if rows.labels is None else {"label_entropy": entropy(np.bincount(rows.labels))}
         return rows, {"undecodable": broken} | known
 

@@ -70,6 +70,15 @@ def loaded(data: bytes, *, least: int = 0) -> Image.Image:
     return picture
 
 
+def has_colours(data: bytes | np.ndarray | Image.Image) -> bool:
+    """Whether any pixel of a picture is not grey.
+
+    Raises:
+      BrokenPicture: as `open_picture`.
+    """
+    return bool(np.ptp(pixels(open_picture(data, 3)), axis=-1).any())
+
+
 def check_header(path: str) -> None:
     """Looks at the beginning of a file, which tells what it is; the rest may still be damaged.
 

@@ -93,6 +93,20 @@ def test_grey_rows_and_what_a_row_looks_like_before_there_are_any(photographs, p
     assert json.loads((tmp_path / "labels.json").read_text()) == ["cat", "dog"]
 
 
+def test_colours_that_are_made_grey_are_told_and_grey_pictures_are_not(photographs, prepare, tmp_path, capsys):
+    prepare(channels=1)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert note == (
+        f"note: pictures of images:{tmp_path / 'in'} have colours and are made grey; --config.data.channels=3 "
+        "--config.model.channels=3 keeps the colours"
+    )
+    for path in photographs:  # grey ones that are stored in three channels
+        Image.open(path).convert("L").convert("RGB").save(path)
+    prepare(channels=1)
+    prepare(channels=3)
+    assert "note: " not in capsys.readouterr().out
+
+
 def test_a_host_crop_is_a_function_of_seed_epoch_and_row(photographs, prepare):
     rows = prepare(crop="host").train
     assert isinstance(rows, DrawnRows)
