@@ -1,0 +1,180 @@
+"""SimCLR from files on disk to the update, beside PyTorch with torchvision's augmentation, in one sitting on one CPU.
+
+Both sides: PNG files of 32 x 32 pixels in colour, two views of each (crop, flip, jitter, grey, blur: solo-learn's
+"symmetric" policy), ResNet-18 with the stem for CIFAR, a projector of 2,048 and 256, NT-Xent, SGD with momentum 0.9,
+float32. sslx is its real train step on the batches of its own pipeline, with views made inside the step. The peer is
+what its users run: `ImageFolder`, transforms on Pillow pictures in `--workers` processes, a model in channels-last.
+
+    pip install -e ".[peers]" && python tests/benchmarks/simclr_step.py
+
+The two sides take turns in processes of their own; medians of ``--steps`` steps a turn, spread over ``--turns`` turns.
+The share of augmentation is of CPU time (sslx: views compiled by themselves; the peer: its transforms in one process),
+over that of a step. Use an otherwise idle machine. ``--torch-python`` names another interpreter for the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES = 32, 2048, 256, 0.2, 0.1, 2048
+
+
+def write_pictures(folder: Path) -> None:
+    """Pictures that compress about as photographs of this size do, in two classes that nobody looks at."""
+    for place in range(FILES):
+        draw = np.random.default_rng(place)
+        coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+        pixels = np.clip(smooth + draw.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+        file = folder / f"{place % 2}" / f"{place:04}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(file)
+
+
+def measure_sslx(folder: Path, rows: int, steps: int, workers: int) -> dict[str, float]:
+    """Seconds a step of the real loop's parts, and the share of its CPU time that views take; no workers are used."""
+    import jax
+
+    from sslx.entry import load_config
+    from sslx.pretext.simclr import SimClr
+    from sslx.runtime import configure
+    from sslx.session import run_config
+    from sslx.train.hosts import Votes
+    from sslx.train.loop import Trainer
+    from sslx.train.sharding import on_mesh
+
+    configure()
+    config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
+    with config.unlocked():
+        config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
+        config.data.train_split, config.data.eval_split = "train[:95%]", "train[95%:]"
+        config.optimizer.name, config.optimizer.learning_rate = "sgd", RATE
+        config.online.probe = False
+    written = config.to_dict()
+    objective, data = SimClr.prepare(written)
+    trainer = Trainer(run_config(written, "pretext"), objective, data)
+    program = trainer.program
+    state, votes, held = program.fresh(), Votes(program.mesh)(stop=0, save=False), program.nothing_held()
+    walls, cpus = [], []
+    with on_mesh(program.mesh):
+        for step in range(steps + 2):
+            wall, cpu = time.perf_counter(), time.process_time()
+            batch = trainer.batches.at(step)
+            state, metrics = program.train_step(state, batch, votes, held)
+            jax.block_until_ready((state, metrics))
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.process_time() - cpu)
+        views = jax.jit(lambda batch: objective.source.views(batch, jax.random.key(0)))
+        jax.block_until_ready(views(batch))
+        begin = time.process_time()
+        for _ in range(3):
+            jax.block_until_ready(views(batch))
+        augmenting = (time.process_time() - begin) / 3
+    return {"seconds": statistics.median(walls[2:]), "augmentation": augmenting / statistics.median(cpus[2:])}
+
+
+def measure_torch(folder: Path, rows: int, steps: int, workers: int) -> dict[str, float]:
+    """The same by PyTorch."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+    from torchvision import datasets, models, transforms
+
+    torch.manual_seed(0)
+    one = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIDE, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            transforms.RandomGrayscale(0.2),
+            transforms.RandomApply([transforms.GaussianBlur(3, (0.1, 2.0))], 0.5),
+            transforms.ToTensor(),
+            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        ]
+    )
+    pictures = datasets.ImageFolder(str(folder), lambda picture: (one(picture), one(picture)))
+    loader = torch.utils.data.DataLoader(
+        pictures, rows, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    encoder = models.resnet18()
+    encoder.conv1, encoder.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    encoder.fc = nn.Sequential(nn.Linear(512, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
+    encoder = encoder.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(encoder.parameters(), RATE, momentum=0.9, weight_decay=1e-4)
+    partner = torch.cat([torch.arange(rows) + rows, torch.arange(rows)])
+
+    def batches() -> Any:
+        while True:
+            yield from loader
+
+    walls, cpus, stream = [], [], batches()
+    for _ in range(steps + 2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        (first, second), _ = next(stream)
+        optimizer.zero_grad(set_to_none=True)
+        seen = functional.normalize(encoder(torch.cat([first, second]).to(memory_format=torch.channels_last)))
+        alike = (seen @ seen.T / TEMPERATURE).fill_diagonal_(-1e9)
+        functional.cross_entropy(alike, partner).backward()
+        optimizer.step()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    begin = time.process_time()
+    for place in range(rows):
+        pictures[place]
+    augmenting = time.process_time() - begin
+    training = statistics.median(cpus[2:])  # without what worker processes do
+    return {
+        "seconds": statistics.median(walls[2:]),
+        "augmentation": augmenting / (training + augmenting * (workers > 0)),
+    }
+
+
+def main() -> None:
+    """Lets both sides take turns and prints pictures per second, the share of augmentation, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256, help="pictures a step")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader")
+    parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        measure = measure_sslx if arguments.side == "sslx" else measure_torch
+        print(json.dumps(measure(arguments.folder, arguments.rows, arguments.steps, arguments.workers)))
+        return
+    turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
+    given = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "steps", "workers")]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "pictures"
+        folder.mkdir()
+        write_pictures(folder)
+        for turn in range(arguments.turns):
+            for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
+                command = [python, __file__, f"--side={side}", f"--folder={folder}", *given]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                turns[side].append(json.loads(output.splitlines()[-1]))
+                found = turns[side][-1]
+                print(
+                    f"turn {turn} {side:<5} {arguments.rows / found['seconds']:6.1f} pictures/s, "
+                    f"augmentation {found['augmentation']:.0%}",
+                    flush=True,
+                )
+    ratios = [peer["seconds"] / ours["seconds"] for peer, ours in zip(turns["torch"], turns["sslx"], strict=True)]
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
