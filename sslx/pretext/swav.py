@@ -73,9 +73,13 @@ class Swav(JointEmbedding):
 
     pretext_config = SwavConfig
     remedies: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("no_learning", "collapse", "low_rank"),
-        "config.pretext.balance=True, a lower config.pretext.epsilon (0.03 to 0.05), prototypes that stay at "
-        "first (config.pretext.frozen_steps), a lower learning rate",
+        ("no_learning", "uniform"),
+        "a lower config.pretext.epsilon (0.03 to 0.05), fewer config.pretext.prototypes or more rows to share them, "
+        "prototypes that stay at first (config.pretext.frozen_steps), another learning rate",
+    ) | dict.fromkeys(
+        ("collapse", "low_rank", "peaked"),
+        "config.pretext.balance=True, prototypes that stay at first (config.pretext.frozen_steps), a lower learning "
+        "rate",
     )
     terms = ("swapped",)
     together = True
@@ -112,7 +116,8 @@ class Swav(JointEmbedding):
             kept = [unit_vectors(view.projection) for view in large]
             stats = {"projections": Rows(jax.lax.stop_gradient(jnp.stack(kept, axis=1)))}
         certain = sum(map(entropy, targets)) / len(targets)
-        return Out({"swapped": of_rows(losses, weights)}, {"target_entropy": mean_of(certain, weights)}, stats)
+        metrics = {"target_entropy": mean_of(certain, weights), "target_kl": mean_of(losses - certain, weights)}
+        return Out({"swapped": of_rows(losses, weights)}, metrics, stats)
 
     def assigned(
         self, scores: Float[Array, "batch prototypes"], number: int, given: Given
@@ -133,6 +138,9 @@ class Swav(JointEmbedding):
 
     def remembered(self, state: Any, stats: dict[str, Any], step: Array) -> Any:
         return with_queue(state, stats["projections"].value) if self.pretext.queue else state
+
+    def entropies(self) -> Mapping[str, tuple[float, str]]:
+        return {"target_entropy": (math.log(self.pretext.prototypes), "target_kl")}
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         """Also the loss of cosines that are all alike, where balanced assignments are, too."""

@@ -1,8 +1,8 @@
 """Whether each method of joint embedding raises its alarm where it is known to collapse, and none where it is not.
 
 Each method trains twice on scikit-learn's digits (16 x 16 pixels): as its config has it but for size, and with the one
-change that its paper or arithmetic says it cannot bear. Evaluated every 10 steps; an alarm is raised by its sign in
-three evaluations in succession.
+change that its paper or arithmetic says it cannot bear. Evaluated every 20 steps; an alarm is raised by its sign in
+five evaluations in succession, since good runs of clustering are near chance for some eighty steps.
 
     python tests/benchmarks/collapse_drills.py                       # a table; a few minutes on two cores
     python tests/benchmarks/collapse_drills.py --methods simsiam dino --steps=400
@@ -30,7 +30,8 @@ SMALL = {
     "data.image_size": 16,
     "model.image_size": 16,
     "batch_size": 64,
-    "eval.every_steps": 10,
+    "eval.every_steps": 20,
+    "alarms.evaluations": 5,
     "eval.batches": 2,
     "checkpoint.every_steps": 1000,
     "diagnostics.rows": 128,
@@ -42,11 +43,15 @@ NO_TEACHER = {"pretext.momentum.start": 0.0, "pretext.momentum.end": 0.0}
 DRILLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "simclr": ({}, {"pretext.temperature": 100.0}, {"no_learning"}),
     "moco_v3": ({}, {"pretext.temperature": 100.0}, {"no_learning"}),
-    "byol": ({}, {"pretext.predictor.layers": 0, **NO_TEACHER, "optimizer.weight_decay": 0.0}, {"collapse"}),
-    "simsiam": ({}, {"pretext.stop_gradient": False}, {"collapse"}),
+    "byol": (
+        {},
+        {"pretext.predictor.layers": 0, **NO_TEACHER, "optimizer.weight_decay": 0.0},
+        {"collapse", "low_rank"},
+    ),
+    "simsiam": ({}, {"pretext.stop_gradient": False}, {"collapse", "low_rank"}),
     "barlow_twins": ({}, {"pretext.redundancy": 0.0}, {"low_rank", "collapse"}),
     "vicreg": ({}, {"pretext.variance": 0.0}, {"collapse"}),
-    "swav": (LOCAL, {"pretext.balance": False}, {"no_learning", "collapse"}),
+    "swav": (LOCAL, {"pretext.balance": False}, {"peaked", "collapse", "low_rank"}),
     "dino": (LOCAL, {"pretext.balance": "none"}, {"peaked", "uniform", "collapse"}),
     "ibot": (LOCAL, {"pretext.balance": "none"}, {"peaked", "uniform", "collapse"}),
     "ijepa": ({}, NO_TEACHER, {"collapse", "low_rank"}),
@@ -80,7 +85,7 @@ def main() -> None:
     """Runs the drills and prints what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=DRILLS, default=list(DRILLS))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     for method in arguments.methods:
         given, bad, right = DRILLS[method]
