@@ -5,8 +5,8 @@ Its frozen features go through the probes of ``python -m sslx.evaluate`` (20,000
 the last 2,000 of the training set): linear probe, nearest neighbours, and a linear classifier on 10 labels a class.
 Then the whole encoder is fine-tuned on 100 labels a class. ``supervised`` has trained on all 54,000 labels, ``random``
 on nothing; both have the architecture of ``mae``. So have the methods on patches; what compares whole pictures trains a
-ResNet-10 of 16 to 128 channels, which ``supervised_resnet`` is to be held against (column ``encoder``). All scores are
-accuracies on the 10,000 test pictures.
+ResNet-10 of 16 to 128 channels, which ``supervised_resnet`` and ``random_resnet`` are to be held against (column
+``encoder``). All scores are accuracies on the 10,000 test pictures.
 
     apt-get install dataset-fashion-mnist    # or the four files of MNIST's format in another folder: --data
     python tests/benchmarks/fashion_mnist.py --workdir=runs/fashion_mnist
@@ -68,8 +68,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"steps": 800, "batch_size": 64, "task.augment.flip": 0.5, "task.drop_path": 0.0},
     ),
     "random": ("vit_mae", {}),
+    "random_resnet": ("simclr", {}),
 }
-LIKE = {"supervised": "mae", "supervised_resnet": "simclr", "random": "mae"}  # whose architecture these have
+# Whose architecture these have.
+LIKE = {"supervised": "mae", "supervised_resnet": "simclr", "random": "mae", "random_resnet": "simclr"}
+UNTRAINED = ("random", "random_resnet")
 LARGE = {
     "steps": 50_000,
     "batch_size": 1024,
@@ -132,14 +135,17 @@ def minutes(run: Path, config: ml_collections.ConfigDict) -> float:
 
 
 def probed(method: str, run: Path, config: ml_collections.ConfigDict, seed: int) -> dict[str, dict[str, float]]:
-    """Accuracies of the probes, by features and column; with ``mae`` those of raw pixels and random parameters too."""
+    """Accuracies of the probes by features and column, with ``mae`` those of raw pixels, too.
+
+    Those of random parameters of the same architecture are there with ``mae`` and of ``random_resnet``.
+    """
     given = load_config(CONFIGS / "evaluate" / "image_probe.py")
     changes = {"source": config.data.source, "train_split": "train[:20000]", "eval_split": "train[58000:]"}
     with given.unlocked():
         given.data.update(changes | {"test_split": "test"})
         given.supervised = {}
         given.seed, given.few_shot.labels = seed, (10,)
-        given.random_encoders, given.raw_pixels = (1, True) if method == "mae" else (0, False)
+        given.random_encoders, given.raw_pixels = int(method in ("mae", "random_resnet")), method == "mae"
     values = evaluate.evaluate(build(ImageProbeConfig, given.to_dict()), epath.Path(run), load_run(epath.Path(run)))
     found: dict[str, dict[str, float]] = {}
     for result in values["results"]:
@@ -175,9 +181,11 @@ def rows_of(method: str, arguments: argparse.Namespace, seed: int) -> list[dict[
     """Trains, probes and fine-tunes one seed of a method."""
     folder, config = arguments.workdir, config_of(method, arguments, seed)
     like = folder / f"{LIKE.get(method, method)}_{seed}"
-    if method == "random":
-        score = tuned(f"scratch:{like}", config, folder / f"tuned_random_{seed}", arguments, seed)
-        return [{"method": "random", "seed": seed, "tuned": score}]
+    if method in UNTRAINED:
+        row = {"method": method, "seed": seed, "encoder": encoder_of(config_of(LIKE[method], arguments, seed))}
+        if method == "random_resnet":
+            row |= probed(method, like, config, seed)["random 0"]
+        return [row | {"tuned": tuned(f"scratch:{like}", config, folder / f"tuned_{method}_{seed}", arguments, seed)}]
     run = folder / f"{method}_{seed}"
     if method in LIKE:
         with config.unlocked():
