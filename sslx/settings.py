@@ -69,6 +69,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    moments: str = "float32"  # float32 | bfloat16, rounded at random: what AdamW's and LAMB's are kept in
     momentum: float = 0.95  # Muon's, SGD's and LARS's
     trust: float = 0.001  # LARS's: a layer's rate as a share of its norm over its gradient's
     trust_clip: bool = False  # LARS: no layer's rate above the learning rate

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 # A logit of what cannot be. Finite, so that a row of nothing but padding stays finite; exp of it is 0 in float32.
 NEVER = -1e9
@@ -168,10 +168,15 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Arr
 
 
 def dropout_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Array:
-    """bool[shape], True with probability ``1 - rate``: a hash of the key and the element's global index.
+    """bool[shape], True with probability ``1 - rate``: `hashed_bits` at or above a threshold."""
+    return hashed_bits(key, shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
-    A counter-based integer hash instead of threefry: XLA fuses it into whatever uses the mask, so nothing is stored,
-    and the backward pass computes it again. It depends on the global index alone, hence is the same on any mesh.
+
+def hashed_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """uint32[shape], random: a hash of the key and the element's global index.
+
+    A counter-based integer hash instead of threefry: XLA fuses it into whatever uses it, so nothing is stored, and a
+    backward pass computes it again. It depends on the global index alone, hence is the same on any mesh.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     row_shape, stride = shape[1:], 1
@@ -182,8 +187,7 @@ def dropout_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Arra
     # The first axis (the global batch) has a word of its own, or large attention masks would overrun 32 bits and
     # repeat.
     row_words = _mix(jnp.arange(shape[0], dtype=jnp.uint32) ^ words[1]).reshape(-1, *(1,) * len(row_shape))
-    threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return _mix(_mix(index ^ words[0]) ^ row_words) >= threshold
+    return _mix(_mix(index ^ words[0]) ^ row_words)
 
 
 def _mix(x: Array) -> Array:

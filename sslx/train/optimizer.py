@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from sslx.errors import UserError, nearest
+from sslx.errors import UserError, choose, nearest
 from sslx.settings import OptimizerConfig
+from sslx.train.rounding import tree_rounded_at_random
 from sslx.train.sharding import is_box, parameter_name
 
 # Beside what the config says: colours of pixels, which nothing may change; and what the recipes of ViTs leave alone.
@@ -30,6 +31,7 @@ UNDECAYED = (
 # Of text encoders, and of a ViT: what comes before the layers.
 _EMBEDDING = re.compile(r"embeddings/|encoder/(patches/|class_token|registers|position)")
 OPTIMIZERS = ("adamw", "lamb", "muon", "sgd", "lars")
+MOMENTS = ("float32", "bfloat16")
 # The size of AdamW's updates: with Muon's scaled to it, learning rates and decay carry over (arXiv 2502.16982).
 MUON_RMS = 0.2
 
@@ -90,6 +92,11 @@ def check_optimizer(config: OptimizerConfig) -> None:
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"unknown config.optimizer.name {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+    choose(config.moments, MOMENTS, "config.optimizer.moments")
+    if config.moments != "float32" and config.name in ("sgd", "lars"):
+        raise UserError(
+            f"config.optimizer.moments is {config.moments}, and {config.name} has momentum alone; expected float32"
+        )
     _compiled(config.no_decay, "no_decay")
     _compiled(config.freeze, "freeze")
     _compiled(config.constant, "constant")
@@ -125,7 +132,7 @@ def make_optimizer(
     elif config.name == "sgd":
         chain += [decaying, _holding(optax.trace(config.momentum))]
     else:
-        moments = _scale_by_adam(config.beta1, config.beta2, config.eps)
+        moments = _scale_by_adam(config.beta1, config.beta2, config.eps, config.moments)
         chain.append(_muon(config, moments, boxed_params) if config.name == "muon" else moments)
         chain.append(decaying)
     if config.name == "lamb":
@@ -164,25 +171,38 @@ def _holding(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """As ``optax.scale_by_adam``, whose state stays as it is where ``held``.
+def _scale_by_adam(beta1: float, beta2: float, eps: float, kept_in: str) -> optax.GradientTransformationExtraArgs:
+    """As ``optax.scale_by_adam``, whose state stays as it is where ``held`` and may be bfloat16, rounded at random.
 
     Updates are made of the moments that are kept. Made of others, these would have to be there beside the old ones: XLA
     then copied three quarters of the optimizer's state in each step (a BERT of 3 layers took 6 % longer).
     """
     moment, of_squares = optax.tree.update_moment, optax.tree.update_moment_per_elem_norm
+    inner = optax.scale_by_adam(beta1, beta2, eps)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state = inner.init(params)
+        return state._replace(mu=optax.tree.cast(state.mu, kept_in), nu=optax.tree.cast(state.nu, kept_in))
+
+    def kept(moments: Any, count: jax.Array, number: int) -> Any:
+        if kept_in == "float32":
+            return moments
+        # Of the update's number, so that a resumed run rounds as it would have.
+        return tree_rounded_at_random(moments, jax.random.fold_in(jax.random.key(number), count))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, held: jax.Array | bool = False, **_: Any
     ) -> tuple[Any, Any]:
-        mu = unless(held, moment(updates, state.mu, beta1, 1), state.mu)
-        nu = unless(held, of_squares(updates, state.nu, beta2, 2), state.nu)
+        mu, nu = (optax.tree.cast(of, jnp.float32) for of in (state.mu, state.nu))
+        mu = unless(held, kept(moment(updates, mu, beta1, 1), state.count, 1), state.mu)
+        nu = unless(held, kept(of_squares(updates, nu, beta2, 2), state.count, 2), state.nu)
         count = optax.safe_increment(state.count)
-        first, second = (optax.tree.bias_correction(of, beta, count) for of, beta in ((mu, beta1), (nu, beta2)))
+        moments = ((optax.tree.cast(of, jnp.float32), beta) for of, beta in ((mu, beta1), (nu, beta2)))
+        first, second = (optax.tree.bias_correction(of, beta, count) for of, beta in moments)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
         return updates, optax.ScaleByAdamState(jnp.where(held, state.count, count), mu, nu)
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(beta1, beta2, eps).init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _muon(config: OptimizerConfig, moments: optax.GradientTransformation, boxed: Any) -> optax.GradientTransformation:

@@ -236,6 +236,7 @@ def test_frozen_parameters_stay_bit_equal_and_the_others_train(data, changes):
         {"layer_decay": 0.5},
         {"constant": ("head",)},
         {"weight_decay_end": 0.4},
+        {"moments": "bfloat16"},
     ],
     ids=str,
 )
