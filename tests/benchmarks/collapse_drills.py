@@ -56,7 +56,7 @@ DRILLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "ibot": (LOCAL, {"pretext.balance": "none"}, {"peaked", "uniform", "collapse"}),
     "ijepa": ({}, NO_TEACHER, {"collapse", "low_rank"}),
     "data2vec": ({}, NO_TEACHER, {"collapse", "low_rank"}),
-    "infomax": ({}, {"optimizer.learning_rate": 1.0}, {"no_learning", "collapse"}),
+    "infomax": ({}, {"optimizer.learning_rate": 1.0}, {"no_learning", "collapse", "low_rank"}),
 }
 
 
