@@ -100,9 +100,12 @@ class Entries:
 def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with this many simulated devices, its programs compiled quickly and running slowly.
 
-    The tests compile hundreds of small programs, and without this spend most of their time in LLVM's passes.
+    The tests compile hundreds of small programs, and without this spend most of their time in LLVM's passes and, before
+    them, in those of the MLIR emitters. Parts of a program that are compiled beside each other cost more in all, and
+    the workers keep the cores busy anyway.
     """
     quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    quickly += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quickly}"}
 
 
