@@ -43,7 +43,8 @@ def ignore_absent_tpu() -> None:
 def configure() -> None:
     """Turns on the persistent compile cache and, on CPU, keeps freed memory instead of returning it to the kernel.
 
-    Set ``JAX_COMPILATION_CACHE_DIR`` to move the cache, ``SSLX_CACHE`` to move all caches.
+    Set ``JAX_COMPILATION_CACHE_DIR`` to move the cache, ``SSLX_CACHE`` to move all caches, and
+    ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`` to keep programs that compile faster than in half a second, too.
     """
     ignore_absent_tpu()
     if not jax.config.jax_compilation_cache_dir:
@@ -51,7 +52,8 @@ def configure() -> None:
         with contextlib.suppress(OSError):  # without a cache everything works, only slower
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if os.environ.get("JAX_PLATFORMS", "") == "cpu" or jax.default_backend() == "cpu":
         _keep_freed_memory()
 

@@ -19,14 +19,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from entries import Entries, simulated
+from entries import Entries, collect_rarely, simulated
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)['XLA_FLAGS']}".strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("SSLX_TEST_COMPILE_CACHE", str(REPOSITORY / ".jax_cache"))
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of the process that starts them
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # most of the tests' programs compile in less than 0.5
+os.environ["NO_GCE_CHECK"] = "true"  # no test is to ask the machine's cloud who may read its buckets
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit this from the process that starts them
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)['XLA_FLAGS']}".strip()
     os.environ["SSLX_CACHE"] = tempfile.mkdtemp(prefix="sslx-tests-")
 
 import ml_collections  # noqa: E402
@@ -35,9 +37,44 @@ import pytest  # noqa: E402
 from sslx.entry import load_config  # noqa: E402
 from sslx.runtime import configure  # noqa: E402
 
+# The files that take longest. xdist gives a worker a whole file, since its tests share what they train.
+BEGUN_FIRST = (
+    "train/test_hosts.py",
+    "pretext/test_joint.py",
+    "tasks/test_image_runs.py",
+    "test_study.py",
+    "test_storage.py",
+    "train/test_resume.py",
+    "test_replay.py",
+    "pretext/test_cifar_recipes.py",
+    "inference/test_tasks.py",
+    "launch/test_colab.py",
+    "test_export.py",
+    "train/test_initialise.py",
+    "test_glue.py",
+    "pretext/test_online.py",
+    "pretext/test_electra.py",
+    "inference/test_model.py",
+    "test_evaluate.py",
+    "train/test_nonfinite.py",
+    "pretext/test_span_context.py",
+    "test_real_corpora.py",
+)
+
 
 def pytest_configure(config):
     configure()
+    config.option.loadscopereorder = False  # xdist would begin with the files that have the most tests
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the longest files: at the end, no worker is to have much left when the other has nothing."""
+    places = {REPOSITORY / "tests" / name: place for place, name in enumerate(BEGUN_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish(session):
+    collect_rarely()
 
 
 def pytest_unconfigure(config):

@@ -7,6 +7,7 @@ unless told otherwise.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -100,10 +101,23 @@ class Entries:
 def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with this many simulated devices, its programs compiled quickly and running slowly.
 
-    The tests compile hundreds of small programs, and without this spend most of their time in LLVM's passes.
+    The tests compile hundreds of small programs, and without this spend most of their time in LLVM's passes and, before
+    them, in those of the MLIR emitters. Parts of a program that are compiled beside each other cost more in all, and
+    the workers keep the cores busy anyway.
     """
     quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    quickly += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quickly}"}
+
+
+def collect_rarely() -> None:
+    """What has been imported is no longer looked through for garbage, and what is new less often.
+
+    Tracing makes and drops objects by the million: with Python's thresholds, a tenth of the tests' time went there.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def until(moment: Callable[[], bool], *processes: Process) -> None:

@@ -22,6 +22,7 @@ import traceback
 import tensorflow_datasets  # noqa: F401
 import tokenizers  # noqa: F401
 import transformers.models.bert  # noqa: F401
+from entries import collect_rarely
 
 import sslx.entry
 import sslx.pretext.mlm
@@ -67,6 +68,7 @@ def start(job: dict) -> int:
     return process
 
 
+collect_rarely()  # before forking, so that children share what they do not look through
 running = set()
 try:
     for line in sys.stdin:

@@ -1,7 +1,8 @@
 """A Google Cloud Storage emulator in this process, over its real HTTP protocol.
 
 The emulator knows nothing of generations, by which a client sees that nobody else has written an object in the
-meantime; TensorStore, and so every checkpoint, needs them. They are added here.
+meantime; TensorStore, and so every checkpoint, needs them. Nor does it move objects, and gcsfs asks for that again and
+again for half a minute before it copies them instead. Both are added here.
 """
 
 from __future__ import annotations
@@ -37,11 +38,20 @@ def _insert(request, response, storage, *args, **kwargs):
     _plain_insert(request, response, storage, *args, **kwargs)
 
 
+def _move(request, response, storage, *args, **kwargs):
+    request.params["dest_bucket_name"] = request.params["bucket_name"]
+    objects.rewrite(request, response, storage, *args, **kwargs)
+    if response.status == HTTPStatus.OK:
+        storage.delete_file(request.params["bucket_name"], request.params["object_id"])
+
+
 _plain_download, _plain_insert = objects.download, objects.insert
 objects.download = _download
 for _, methods in server.HANDLERS:
     for method, handler in methods.items():
         methods[method] = {_plain_download: _download, _plain_insert: _insert}.get(handler, handler)
+_moves = r"^/storage/v1/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.*[^/]+)/moveTo/o/(?P<dest_object_id>.*[^/]+)$"
+server.HANDLERS = ((_moves, {"POST": _move}), *server.HANDLERS)
 
 
 @contextlib.contextmanager

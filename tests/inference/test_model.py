@@ -62,13 +62,13 @@ def test_importing_the_package_stays_light():
 
 def test_fill_gives_what_the_objective_predicts(masked, trained):
     run = masked.run
-    variables = read_variables(trained("bert_mlm"))
+    variables, predict = read_variables(trained("bert_mlm")), jax.jit(run.objective.predict)
     for text, found in zip(MASKED, masked.fill(MASKED), strict=True):
         tokens = run.tokenizer(text)["input_ids"]
         picked = np.flatnonzero(np.array(tokens) == run.tokenizer.mask_token_id)
         zeros = np.zeros((1, len(picked)), np.int32)
         batch = alone(tokens, picked=picked[None].astype(np.int32), targets=zeros, weights={"mlm": zeros})
-        expected = jax.device_get(run.objective.predict(variables["params"], {}, batch))
+        expected = jax.device_get(predict(variables["params"], {}, batch))
         assert len(found.masks) == len(picked) == text.count("[MASK]")
         for guesses, ids, probabilities in zip(
             found.masks, expected["ids"][0], expected["probabilities"][0], strict=True
@@ -106,11 +106,12 @@ def test_embeddings_depend_on_neither_padding_nor_neighbours(request, model):
     run = model.run
     encoder = run.objective.encoder(run.variables["params"], run.variables["state"])
     module = run.objective.model.encoder(run.words.size)
+    apply = jax.jit(lambda batch: module.apply(encoder, batch, deterministic=True))
     hidden = []
     for text in TEXTS:
         tokens = run.tokenizer(text, add_special_tokens=False)["input_ids"][:30]
         batch = alone([run.words.cls_id, *tokens, run.words.sep_id])
-        hidden.append(np.asarray(module.apply(encoder, batch, deterministic=True))[0])
+        hidden.append(np.asarray(apply(batch))[0])
     expected = {
         "mean": np.stack([x.mean(0) for x in hidden]),
         "first": np.stack([x[0] for x in hidden]),

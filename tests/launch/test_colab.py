@@ -13,6 +13,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from entries import simulated
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "launch" / "colab.ipynb"
@@ -35,9 +36,8 @@ def execute(notebook, tmp_path):
         environment = kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "JAX_PLATFORMS": "cpu",
-            # Compiling is most of the time, and how fast the steps then are matters to none of this.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
             "TMPDIR": str(tmp_path),
+            **simulated(1),
             **environment,
         }
         nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment, cwd=tmp_path)

@@ -52,6 +52,18 @@ def test_a_state_comes_back_bit_for_bit_with_its_progress(saved):
     assert read_variables(saved, 4)["params"]["a"]["kernel"][0, 0] == 4.0
 
 
+def test_small_arrays_on_eight_devices_are_written_without_a_program_for_each_slice(tmp_path, caplog):
+    everywhere = jax.sharding.NamedSharding(jax.make_mesh((8,), ("data",)), jax.sharding.PartitionSpec())
+    checkpoints, state = Checkpoints(tmp_path, CheckpointConfig()), jax.device_put(state_at(1), everywhere)
+    with jax.log_compiles():
+        checkpoints.save(state, 1, {}, None)
+    checkpoints.close()
+    compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
+    assert len(compiled) == 1, compiled  # the digest
+    state, _ = Checkpoints(tmp_path, CheckpointConfig()).restore(abstract())
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_kept_aside(saved):
     spoil(saved, 5)
     said = []
