@@ -252,6 +252,7 @@ RESUMABLE = (
     "log",
     "data.cache_dir",
     "data.tfds_dir",
+    "model.attention",
     "optimizer.schedule_steps",
 )
 
