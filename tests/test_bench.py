@@ -59,9 +59,7 @@ def test_a_config_is_measured_and_leaves_what_was_asked_for_alone(first, folder)
     said, values = first
     assert values["batch"]["tokens"] == [8, 16]
     assert (values["step"]["count"], values["step"]["low"] > 0) == (6, True)
-    assert values["input"]["median"] + values["host"]["median"] + values["waiting"]["median"] == pytest.approx(
-        values["step"]["median"], rel=0.5
-    )
+    assert all(0 < values[part]["median"] < values["step"]["high"] for part in ("input", "host", "waiting"))
     seconds, rates = values["step"]["median"], values["rates"]
     assert rates["rows_per_second"] == pytest.approx(8 / seconds)
     assert rates["padded_tokens_per_second"] == pytest.approx(8 * 16 / seconds)

@@ -255,7 +255,7 @@ def test_flags_of_a_bench_that_cannot_be(refused):
     cases = {
         "--step=3": "Unknown command line flag 'step'. Did you mean: steps",
         "--steps=few": "flag --steps=few: expected a whole number",
-        "--warmup=1": "flag --warmup=1: 1 is not an integer in the range [3,",
+        "--warmup=1": "flag --warmup=1: 1 is not integer >= 3",
         "--json=nowhere/a.json": "cannot write nowhere/a.json: no folder nowhere",
         "--json=with spaces": "it is a folder; expected a file, such as with spaces/bench.json",
         "--profile=file": "--profile=file is a file; expected a folder",
