@@ -32,6 +32,7 @@ from sslx.interop import preprocessor, stablehlo, writing
 from sslx.interop.folder import is_published
 from sslx.interop.model_card import model_card
 from sslx.interop.tokenizer import complete
+from sslx.models.transformer_config import computed_by
 from sslx.pretext.clm import CausalLanguageModel
 from sslx.runtime import configure
 from sslx.storage import is_remote
@@ -81,6 +82,7 @@ def export(run: str, out: str, form: str, *, step: int | None = None, encoder_on
     if is_published(config):
         raise UserError(f"--run={run} is a folder of published weights and no run of sslx")
     _check_out(out)
+    config = {**config, "model": computed_by("xla", config["model"])}  # a kernel would tie it to its kind of device
     step = chosen_step(folder, config, step)
     objective = objective_class(config).restored(config, folder)
     variables = read_variables(folder, step)

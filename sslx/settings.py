@@ -254,6 +254,7 @@ RESUMABLE = (
     "log",
     "data.cache_dir",
     "data.tfds_dir",
+    "model.attention",
     "optimizer.schedule_steps",
 )
 

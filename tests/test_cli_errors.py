@@ -83,7 +83,7 @@ def refused(entry, folder):
     """Runs an entry that has to refuse, into ``run`` unless told otherwise; returns its one line."""
 
     def run(module: str, *arguments: str, **more) -> str:
-        if module != "preview" and not any(argument.startswith("--workdir") for argument in arguments):
+        if module not in ("preview", "bench") and not any(argument.startswith("--workdir") for argument in arguments):
             arguments = (*arguments, "--workdir=run")
         before = everything_in(folder)
         ended = entry(module, *arguments, **more)
@@ -249,6 +249,21 @@ def test_the_wrong_config_or_start_for_an_entry(refused):
     assert said.endswith(
         "has 4 rows, fewer than one batch of config.batch_size=8; expected more data or a smaller batch"
     )
+
+
+def test_flags_of_a_bench_that_cannot_be(refused):
+    cases = {
+        "--step=3": "Unknown command line flag 'step'. Did you mean: steps",
+        "--steps=few": "flag --steps=few: expected a whole number",
+        "--warmup=1": "flag --warmup=1: 1 is not integer >= 3",
+        "--json=nowhere/a.json": "cannot write nowhere/a.json: no folder nowhere",
+        "--json=with spaces": "it is a folder; expected a file, such as with spaces/bench.json",
+        "--profile=file": "--profile=file is a file; expected a folder",
+        "--compare=missing.json": "cannot read missing.json: No such file or directory",
+        "--compare=labels.csv": "labels.csv is no JSON; expected a file that --json has written",
+        "--config.model.attention=splsh": "unknown config.model.attention 'splsh'; did you mean 'splash'?",
+    }
+    check_all(refused, "bench", cases, "--config=pretrain.py")
 
 
 def test_folders_that_cannot_be_written(refused):

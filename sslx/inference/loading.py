@@ -17,6 +17,7 @@ from sslx.data.tokenizer import Vocabulary
 from sslx.data.tokens import encoding_backend
 from sslx.errors import UserError
 from sslx.interop.folder import is_published
+from sslx.models.transformer_config import computed_by
 from sslx.objective import Objective
 from sslx.runtime import ignore_absent_tpu
 from sslx.storage import check, is_remote, local_copy
@@ -108,7 +109,7 @@ def written_of(run: str | Path) -> dict[str, Any]:
     written = read_config(Path(run))
     if is_published(written):
         raise UserError(f"{run} is a folder of published weights and no run of sslx; config.init takes it")
-    return written
+    return {**written, "model": computed_by("auto", written["model"])}
 
 
 def local(run: Path) -> LocalPath:

@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length"],
         picked: Int[Array, "batch picked"] | None = None,
         cache: LayerCache | None = None,
@@ -84,7 +84,8 @@ class SelfAttention(nn.Module):
             return nn.with_logical_constraint(y, ("act_batch", length, "act_heads", None))
 
         key, value = project("key", x, "act_keys"), project("value", x, "act_keys")
-        x, query_segment_ids, query_positions = (_pick(array, picked) for array in (x, segment_ids, positions))
+        x, query_positions = _pick(x, picked), _pick(positions, picked)
+        query_segment_ids = None if segment_ids is None else _pick(segment_ids, picked)
         query = project("query", x, "act_length")
         if config.qk_norm:
             query, key = (
@@ -105,6 +106,8 @@ class SelfAttention(nn.Module):
         rng = None
         if config.attention_dropout and not deterministic:
             rng = self.make_rng("dropout")
+        # Parameters are made from rows of one token, and a token that continues a row asks all that came before.
+        whole = cache is None and not self.is_initializing() and not (config.causal and picked is not None)
         y = attend(
             query,
             key,
@@ -114,6 +117,7 @@ class SelfAttention(nn.Module):
             order=(query_positions, positions) if config.causal else None,
             dropout_rate=config.attention_dropout,
             dropout_key=rng,
+            implementation=config.attention if whole else "xla",
         )
         y = y.reshape(*x.shape[:2], config.width)
         out = Dense(
@@ -155,7 +159,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length"],
         picked: Int[Array, "batch picked"] | None = None,
         cache: LayerCache | None = None,
@@ -216,13 +220,15 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length ..."],
         picked: Int[Array, "batch picked"] | None = None,
         *,
         deterministic: bool,
     ) -> Float[Array, "batch queries width"]:
         """Hidden states of all positions or, given ``picked``, of those alone.
+
+        Without ``segment_ids`` all tokens of a row are of one segment.
 
         Nothing above the last layer looks at the other positions then, so the last layer's queries, output projection
         and MLP are computed for the picked ones only: the same numbers for a fraction of that layer's arithmetic.
@@ -233,7 +239,7 @@ class Transformer(nn.Module):
     def each_layer(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length"],
         keep: Callable[[Array], Array],
     ) -> Shaped[Array, "layers ..."]:
@@ -243,7 +249,7 @@ class Transformer(nn.Module):
     def last_attention(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length ..."],
     ) -> Float[Array, "batch heads length length"]:
         """How much each position of the last layer takes of each, by head; no dropout, and not for causal models."""
@@ -256,7 +262,7 @@ class Transformer(nn.Module):
     def after(
         self,
         x: Float[Array, "batch length width"],
-        segment_ids: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None,
         positions: Int[Array, "batch length ..."],
         layers: int,
         *,
@@ -274,7 +280,7 @@ class Transformer(nn.Module):
     def _run(
         self,
         x: Array,
-        segment_ids: Array,
+        segment_ids: Array | None,
         positions: Array,
         picked: Array | None,
         keep: Callable[[Array], Array] | None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from sslx.errors import UserError, choose
+from sslx.models.attention_kernels import IMPLEMENTATIONS, PLATFORMS
 from sslx.models.layers import Initializer, bert_init
 
 REMAT = {
@@ -16,6 +18,12 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep products with weights, redo the rest
     "full": jax.checkpoint_policies.nothing_saveable,  # keep layer inputs only
 }
+
+
+def computed_by(attention: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A written model, if it has attention with another choice of what computes it: where a run was trained says
+    nothing about where it is used."""
+    return {**model, "attention": attention} if "heads" in model else model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,7 @@ class TransformerConfig:
     layer_scale: float = 0.0  # first value of a factor for each feature of a branch (arXiv 2103.17239); 0: none
     remat: str = "none"  # none | dots | full
     unroll: bool | None = None  # unroll the scan over layers; None: on CPU only
+    attention: str = "auto"  # auto | xla | cudnn (GPU, bfloat16) | splash (TPU): what computes it
     dtype: str = "float32"  # computation; parameters are always float32
 
     def __post_init__(self):
@@ -70,6 +79,13 @@ class TransformerConfig:
         choose(self.positions, self.position_kinds, "config.model.positions")
         choose(self.remat, REMAT, "config.model.remat")
         choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
+        choose(self.attention, IMPLEMENTATIONS, "config.model.attention")
+        if self.attention_dropout and self.attention in PLATFORMS:
+            raise UserError(
+                f"config.model.attention is {self.attention}, which drops no attention probabilities; expected auto or "
+                f"xla, or a dropout of 0 instead of {self.attention_dropout} (config.model.attention_dropout, or "
+                "config.task.dropout)"
+            )
 
     @property
     def compute_dtype(self) -> Any:

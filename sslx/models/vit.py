@@ -204,7 +204,7 @@ class VitEncoder(nn.Module):
         """
         x, positions = self.tokens(batch, visible, hidden)
         x = self.drop(x, deterministic=deterministic)
-        return self.transformer(x, jnp.ones(x.shape[:2], jnp.int32), positions, deterministic=deterministic)
+        return self.transformer(x, None, positions, deterministic=deterministic)
 
     def tokens(
         self,
@@ -247,12 +247,12 @@ class VitEncoder(nn.Module):
     def each_layer(self, batch: dict[str, Any], keep: Callable[[Array], Array]) -> Shaped[Array, "layers ..."]:
         """What ``keep`` makes of each layer's MLP output, before it joins the residual stream; no dropout."""
         x, positions = self.tokens(batch)
-        return self.transformer.each_layer(x, jnp.ones(x.shape[:2], jnp.int32), positions, keep)
+        return self.transformer.each_layer(x, None, positions, keep)
 
     def attention(self, batch: dict[str, Any]) -> Float[Array, "batch heads patches"]:
         """How much the last layer's class token takes of each patch; without one, all patches on average."""
         x, positions = self.tokens(batch)
-        shares = self.transformer.last_attention(x, jnp.ones(x.shape[:2], jnp.int32), positions)
+        shares = self.transformer.last_attention(x, None, positions)
         front = self.config.front
         return jnp.mean(shares[:, :, :1] if self.config.class_token else shares[:, :, front:], axis=2)[..., front:]
 
@@ -297,8 +297,7 @@ class AttentionPool(nn.Module):
         probe = self.param("probe", nn.with_logical_partitioning(bert_init, (None, "embed")), (1, config.width))
         probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, config.width))
         split = lambda y: y.reshape(*y.shape[:2], config.heads, -1)  # noqa: E731
-        of_one, of_all = (jnp.ones(y.shape[:2], jnp.int32) for y in (probe, x))
-        y = attend(split(dense("query")(probe)), split(dense("key")(x)), split(dense("value")(x)), of_one, of_all)
+        y = attend(split(dense("query")(probe)), split(dense("key")(x)), split(dense("value")(x)), None, None)
         out = Dense(
             config.width, ("heads", "embed"), kernel_init=config.kernel_init, dtype=config.compute_dtype, name="out"
         )

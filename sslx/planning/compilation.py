@@ -139,6 +139,7 @@ def plan(written: Mapping[str, Any], topology: Topology, *, evaluation: bool = T
         notes += _unknown_loops(module)
         sent = traffic.collectives(module, _slices(order))
         moved = traffic.hbm_bytes(module)
+        executed += traffic.kernel_flops(module) * len(order)
         if topology.chip:
             times = roofline.estimate(
                 topology,

@@ -18,6 +18,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "bf16": 16, "token"
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*| )?\{\s*$")
 _NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_BROKEN = re.compile(r'\{\n("[^\n]*)\n\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -120,7 +121,8 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current, instructions, root = "", None, {}, ""
-    for line in text.splitlines():
+    # A kernel's metadata have lines of their own, the last of which looks like the end of a computation.
+    for line in _BROKEN.sub(r"{\1}", text).splitlines():
         if current is None:
             header = _HEADER.match(line)
             if header and not line.startswith("HloModule"):

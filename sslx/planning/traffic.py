@@ -204,6 +204,9 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
+_SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+
+
 def product_flops(module: Module) -> float:
     """FLOPs of all matrix products, recomputation included. For a module before optimisation: of the whole mesh."""
     total = 0.0
@@ -215,6 +218,23 @@ def product_flops(module: Module) -> float:
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         inner = math.prod(left.dims[axis] for axis in _numbers(contracted.group(1))) if contracted else 1
         total += execution.times * 2.0 * instruction.shape[0].elements * inner
+    return total
+
+
+def kernel_flops(module: Module) -> float:
+    """FLOPs of the products inside splash attention's kernels, which an optimised module names; of one chip.
+
+    Forward they are scores and values; backward once more the scores, and the gradients of what each kernel gives. All
+    are counted in full, as those of plain attention are, which computes what a mask then hides.
+    """
+    total = 0.0
+    for execution in executions(module):
+        kernel = re.search(r"splash_mha_(fwd|dkv|dq)", execution.instruction.attributes)
+        if execution.instruction.opcode != "custom-call" or kernel is None:
+            continue
+        operands = execution.computation.operands(execution.instruction)
+        query, key = [array for one in operands for array in one.shape[:1] if array.dtype in ("bf16", "f32")][:2]
+        total += execution.times * 2.0 * _SPLASH_PRODUCTS[kernel.group(1)] * query.elements * key.dims[-2]
     return total
 
 

@@ -131,7 +131,11 @@ def inherited(written: dict[str, Any], given_keys: Sequence[str] = ()) -> tuple[
         start.check()
     if "task" in written or published:
         # What the parameters mean comes from there; how they are computed with may be said anew.
-        given = {name: written["model"][name] for name in ("dtype", "remat", "unroll") if name in written["model"]}
+        given = {
+            name: written["model"][name]
+            for name in ("dtype", "remat", "unroll", "attention")
+            if name in written["model"]
+        }
         kept = {name: value for name, value in given.items() if published or name in start.model}
         model = _of_size(start.model | kept, written, like)
         _check_given(given_keys, written["model"], model, like)

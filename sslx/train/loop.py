@@ -7,7 +7,6 @@ vote, and all act on the votes that a step has counted.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -32,17 +31,14 @@ from sslx.train.checkpoint import Checkpoints
 from sslx.train.chips import peak_flops
 from sslx.train.console import Console
 from sslx.train.evaluation import Evaluator
-from sslx.train.hosts import Votes, agree, progress, together
+from sslx.train.hosts import agree, progress, together
 from sslx.train.kept import Progress
 from sslx.train.metrics import MetricsWriter, draw_curves
 from sslx.train.nonfinite import capture
 from sslx.train.program import Program
 from sslx.train.signals import StopRequest, stop_on_signals
 from sslx.train.step import TrainState
-
-# Steps handed to the device ahead of the one whose numbers are read: the device never waits for the host, and the host
-# does not run away from a stop request.
-IN_FLIGHT = 2
+from sslx.train.steps import Steps
 
 
 @dataclasses.dataclass
@@ -158,7 +154,7 @@ def beside_chance(loss: float, chance: float | None) -> str:
     return f" ({abs(chance - loss):.3f} {'below' if loss < chance else 'above'} chance)"
 
 
-class _Loop:
+class _Loop(Steps):
     """One pass of the loop, with the host's bookkeeping."""
 
     def __init__(
@@ -171,12 +167,11 @@ class _Loop:
         kept: Progress,
         request: StopRequest,
     ):
+        super().__init__(trainer.program, trainer.batches)
         self._trainer, self._config, self._workdir = trainer, trainer.config, workdir
         self._checkpoints, self._writer, self._console = checkpoints, writer, console
         self._progress, self._request = kept, request
-        self._pending: collections.deque = collections.deque()  # (step, device metrics), oldest first
         self._clock, self._counted = time.monotonic(), 0
-        self._votes = Votes(trainer.program.mesh)
         self.stopped_by, self._save_voted = "", False  # what the hosts have decided
         peak = peak_flops(jax.devices()[0])
         self._mfu_per_rate = trainer.program.flops / (peak * jax.device_count()) if peak else None
@@ -186,48 +181,29 @@ class _Loop:
 
     def run(self, state: TrainState, start: int) -> TrainState:
         self._console.start(start, self._config.steps)
-        self._state, self._saved_at, self._last = state, time.monotonic(), False
+        self.state, self._saved_at, self._last = state, time.monotonic(), False
         self._restart_clock()
         left_out = False
         while not self._last:
             try:
                 if left_out:
-                    self._after(start)  # what is due at a step is due without its update, too
+                    self.after(start)  # what is due at a step is due without its update, too
                 if not self._last:
-                    self._train(start)
+                    self.drive(start, self._config.steps)
             except _NotFinite as found:
                 self._leave_out(found)
                 start, left_out = found.step, True
-        self._drain()
-        return self._state
+        self.drain()
+        return self.state
 
-    def _train(self, start: int) -> None:
-        """Goes on from the step ``start``, counted from 1, to the last one.
+    def votes(self) -> jax.Array:
+        """A signal to stop for, and whether it is time to save."""
+        # The clock of host 0 counts for all: those of others may differ, and a save takes everyone.
+        waited = time.monotonic() - self._saved_at
+        overdue = jax.process_index() == 0 and waited > 60 * self._config.checkpoint.every_minutes
+        return self._votes(stop=self._request.number, save=overdue)
 
-        Raises:
-          _NotFinite: a step is.
-        """
-        config, program = self._config, self._trainer.program
-        held, batches = program.nothing_held(), self._trainer.batches.stream(start, config.steps)
-        try:
-            for step, batch in enumerate(batches, start + 1):
-                # The clock of host 0 counts for all: those of others may differ, and a save takes everyone.
-                overdue = jax.process_index() == 0 and (
-                    time.monotonic() - self._saved_at > 60 * config.checkpoint.every_minutes
-                )
-                votes = self._votes(stop=self._request.number, save=overdue)
-                self._state, metrics = program.train_step(self._state, batch, votes, held)
-                held = metrics["held"]
-                self._pending.append((step, metrics))
-                if len(self._pending) > IN_FLIGHT:
-                    self._read_one()
-                self._after(step)
-                if self._last:
-                    break
-        finally:
-            batches.close()
-
-    def _after(self, step: int) -> None:
+    def after(self, step: int) -> bool:
         """Evaluates and saves, if it is time to."""
         config, evaluated, exhausted = self._config, None, False
         if step % config.eval.every_steps == 0 or step == config.steps:
@@ -238,13 +214,14 @@ class _Loop:
         improved = evaluated is not None and self._progress.best_step == step
         due = step % config.checkpoint.every_steps == 0 or self._save_voted
         if due or improved or last:
-            self._drain()
+            self.drain()
             self._writer.flush()
-            self._checkpoints.save(self._state, step, dataclasses.asdict(self._progress), evaluated)
+            self._checkpoints.save(self.state, step, dataclasses.asdict(self._progress), evaluated)
             progress("saving", step)
             self._saved_at, self._save_voted = time.monotonic(), False
             self._restart_clock()
         self._last = last
+        return last
 
     def _leave_out(self, found: _NotFinite) -> None:
         """Keeps a step that is not finite, and passes over it if the config says so.
@@ -257,7 +234,7 @@ class _Loop:
         self._checkpoints.wait()  # one may be half written
         progress("keeping a step", step, limited=False)
         batch = self._trainer.batches.at(step - 1)
-        folder, written = capture(self._workdir, step, self._state, batch, metrics, config.seed)
+        folder, written = capture(self._workdir, step, self.state, batch, metrics, config.seed)
         kept.skip(step)
         self._writer.scalars(step, {"train/nonfinite": float(kept.skipped)})
         what = f"the training loss is {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {step}"
@@ -270,13 +247,13 @@ class _Loop:
             )
         seen = f"kept in {display(folder)}; {how}" if written else "not kept, as the run has kept others"
         self._console.say(f"note: {what}; its update is left out ({kept.skipped} in this run). It is {seen}")
-        next_step = jax.jit(lambda step: step + 1, out_shardings=self._state.step.sharding)
-        self._state = self._state.replace(step=next_step(self._state.step))
+        next_step = jax.jit(lambda step: step + 1, out_shardings=self.state.step.sharding)
+        self.state = self.state.replace(step=next_step(self.state.step))
         self._restart_clock()
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        self._drain()
-        config, trainer, state = self._config, self._trainer, self._state
+        self.drain()
+        config, trainer, state = self._config, self._trainer, self.state
         progress("evaluating", step, limited=False)  # the first time, it compiles
         found, _ = trainer.evaluator(state.params, state.state, trainer.data.eval, config.eval.batches)
         metrics = {f"eval/{name}": value for name, value in found.items()}
@@ -340,18 +317,13 @@ class _Loop:
                 f"(step {kept.best_step}) for {kept.failures} evaluations"
             )
 
-    def _drain(self) -> None:
-        while self._pending:
-            self._read_one()
-
-    def _read_one(self) -> None:
-        """Waits for the oldest step in flight, and logs it if it is its turn.
+    def landed(self, step: int, votes: Any, held: bool, metrics: dict[str, jax.Array]) -> None:
+        """Acts on the votes of a step, and logs it if it is its turn.
 
         Raises:
           _NotFinite: its loss or gradient is.
         """
-        step, metrics = self._pending.popleft()
-        (stop, save), held = jax.device_get((metrics.pop("votes"), metrics.pop("held")))
+        stop, save = votes
         # Of every step, logged or not: a checkpoint must not hold what a broken step would have left.
         if held:
             raise _NotFinite(step, {name: float(metrics[name]) for name in ("loss", "grad_norm")})

@@ -24,7 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from sslx.runtime import display
 
 # Frames inside these packages are not what the reader has written.
-_LIBRARIES = re.compile(r"site-packages/(jax|flax|optax|jaxlib)/")
+LIBRARIES = re.compile(r"site-packages/(jax|flax|optax|jaxlib)/")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters of operations that hold others
 
 
@@ -142,7 +142,7 @@ def _origin(
     here = Origin(
         operation=equation.primitive.name,
         value=value,
-        module=_module(stack),
+        module=module_of(stack),
         backward="transpose(" in stack,
         place=around.place or _place(equation),
         repeats=around.repeats,
@@ -209,7 +209,7 @@ def _broken(array: Any) -> str | None:
     return "inf" if (array > 0).all(where=~np.isfinite(array)) else "-inf"
 
 
-def _module(stack: str) -> str:
+def module_of(stack: str) -> str:
     """The module's path in a name stack such as ``transpose(jvp(BertForPretraining))/encoder/transformer``."""
     names = [re.sub(r"^(\w+\()+|\)+$", "", part) for part in stack.split("/")]
     # A method that is not __call__ stands as "module.method" behind its module.
@@ -219,7 +219,7 @@ def _module(stack: str) -> str:
 def _place(equation: JaxprEqn) -> str:
     """``file.py:12 (function)`` of the innermost frame that is no library's."""
     said = source_info_util.summarize(equation.source_info, num_frames=64).splitlines()
-    frames = [line for line in said if not _LIBRARIES.search(line)] or said
+    frames = [line for line in said if not LIBRARIES.search(line)] or said
     if not frames:
         return ""
     file, line, function = re.fullmatch(r"(.*?):(\d+)(?::\d+)? \((.*)\)", frames[-1]).groups()

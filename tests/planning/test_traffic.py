@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sslx.planning import hlo, traffic
+from sslx.models.attention import attend
+from sslx.planning import hlo, topology, traffic
+from sslx.settings import MeshConfig
+from sslx.train.sharding import make_mesh, on_mesh
 
 ROWS, WIDTH = 16, 32
 SIZE = 4 * ROWS * WIDTH  # bytes of the whole float32 array
@@ -226,3 +229,26 @@ def test_memory_traffic_of_a_scan_counts_slices_not_stacks():
     module = hlo.parse(jax.jit(function).lower(first, stack).compile().as_text())
     layer = 4 * rows * rows
     assert 3 * turns * layer <= traffic.hbm_bytes(module) <= 6 * turns * layer  # the whole stack a turn would be 50 x
+
+
+def test_products_inside_splash_attention_are_counted_where_it_is_compiled_for_a_tpu():
+    rows, length, heads, width, asking = 4, 512, 4, 64, 77
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), list(topology.tpu("v5e-4").devices))
+    placed, ids = PartitionSpec(("data", "fsdp"), None, "tensor"), PartitionSpec(("data", "fsdp"))
+
+    def of(length, spec, *features, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((rows, length, *features), dtype, sharding=NamedSharding(mesh, spec))
+
+    def loss(query, key, value, asked, segments):
+        out = attend(query, key, value, asked, segments, implementation="auto")
+        return jnp.sum(out.astype(jnp.float32))
+
+    arguments = of(asking, placed, heads, width), *(of(length, placed, heads, width) for _ in range(2))
+    segments = (of(size, ids, dtype=jnp.int32) for size in (asking, length))
+    with on_mesh(mesh):
+        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments, *segments).compile().as_text()
+    module = hlo.parse(text)
+    # Forward two products; backward the scores twice, once in each kernel, and one each for dv, dq and dk, two for dp.
+    # The 77 picked queries fill a block of 128.
+    assert traffic.kernel_flops(module) == 9 * 2 * (rows / 2) * (heads / 2) * 128 * length * width
+    assert traffic.collectives(module, (0,) * 4) == []
