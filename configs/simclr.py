@@ -15,19 +15,28 @@ import ml_collections
 from sslx.models.heads import HeadConfig
 from sslx.pretext import recipes
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_recipes import sentence_job
+from sslx.pretext.sentence_views import DropoutViews
 from sslx.pretext.simclr import SimClrConfig
+
+SMALL = HeadConfig(layers=2, hidden=256, out=64)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    return recipes.sized(argument, "configs/simclr.py", {"default": small_job, "cifar10": cifar, "base": base})
+    jobs = {"default": small_job, "sentences": sentences, "cifar10": cifar, "base": base}
+    return recipes.sized(argument, "configs/simclr.py", jobs)
 
 
 def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
-    head = HeadConfig(layers=2, hidden=256, out=64)
     views = TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)
-    return recipes.joint_job(SimClrConfig(temperature=0.2, projector=head, views=views))
+    return recipes.joint_job(SimClrConfig(temperature=0.2, projector=SMALL, views=views))
+
+
+def sentences() -> ml_collections.ConfigDict:
+    """Texts, at SimCSE's temperature."""
+    return sentence_job(SimClrConfig(temperature=0.05, projector=SMALL, views=DropoutViews()))
 
 
 def cifar() -> ml_collections.ConfigDict:
