@@ -17,18 +17,29 @@ from sslx.models.heads import HeadConfig
 from sslx.pretext import recipes
 from sslx.pretext.barlow_twins import BarlowTwinsConfig
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_recipes import sentence_job
+from sslx.pretext.sentence_views import DropoutViews
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    return recipes.sized(argument, "configs/barlow_twins.py", {"default": small_job, "cifar10": cifar, "base": base})
+    jobs = {"default": small_job, "sentences": sentences, "cifar10": cifar, "base": base}
+    return recipes.sized(argument, "configs/barlow_twins.py", jobs)
 
 
 def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
-    head = HeadConfig(layers=3, hidden=256, out=256)
-    views = TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)
-    return recipes.joint_job(BarlowTwinsConfig(projector=head, views=views))
+    return recipes.joint_job(small_pretext(TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)))
+
+
+def sentences() -> ml_collections.ConfigDict:
+    """Texts, some minutes on two CPU cores."""
+    return sentence_job(small_pretext(DropoutViews()))
+
+
+def small_pretext(views: TwoViews | DropoutViews) -> BarlowTwinsConfig:
+    """What both small jobs ask."""
+    return BarlowTwinsConfig(projector=HeadConfig(layers=3, hidden=256, out=256), views=views)
 
 
 def cifar() -> ml_collections.ConfigDict:

@@ -17,19 +17,30 @@ from sslx.models.teacher import MomentumConfig
 from sslx.pretext import recipes
 from sslx.pretext.byol import ByolConfig
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_recipes import sentence_job
+from sslx.pretext.sentence_views import DropoutViews
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    return recipes.sized(argument, "configs/byol.py", {"default": small_job, "cifar10": cifar, "base": base})
+    jobs = {"default": small_job, "sentences": sentences, "cifar10": cifar, "base": base}
+    return recipes.sized(argument, "configs/byol.py", jobs)
 
 
 def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
-    head, momentum = HeadConfig(layers=2, hidden=256, out=64), MomentumConfig(0.98, 1.0)
-    views = TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)
-    pretext = ByolConfig(projector=head, predictor=head, momentum=momentum, views=views)
-    return recipes.joint_job(pretext, steps=400)
+    return recipes.joint_job(small_pretext(TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)), steps=400)
+
+
+def sentences() -> ml_collections.ConfigDict:
+    """Texts, some minutes on two CPU cores."""
+    return sentence_job(small_pretext(DropoutViews()))
+
+
+def small_pretext(views: TwoViews | DropoutViews) -> ByolConfig:
+    """What both small jobs ask."""
+    head = HeadConfig(layers=2, hidden=256, out=64)
+    return ByolConfig(projector=head, predictor=head, momentum=MomentumConfig(0.98, 1.0), views=views)
 
 
 def cifar() -> ml_collections.ConfigDict:

@@ -19,25 +19,35 @@ from sslx.models.teacher import MomentumConfig
 from sslx.pretext import recipes
 from sslx.pretext.moco_v3 import MocoV3Config
 from sslx.pretext.picture_views import BYOL, BYOL_SECOND, TwoViews
+from sslx.pretext.sentence_recipes import sentence_job
+from sslx.pretext.sentence_views import DropoutViews
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Returns the config of one size on one set of pictures."""
-    return recipes.sized(argument, "configs/moco_v3.py", {"default": small_job, "cifar10": cifar, "base": base})
+    jobs = {"default": small_job, "sentences": sentences, "cifar10": cifar, "base": base}
+    return recipes.sized(argument, "configs/moco_v3.py", jobs)
 
 
 def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
-    projector = HeadConfig(layers=3, hidden=256, out=64, last_norm=True)
-    predictor = HeadConfig(layers=2, hidden=256, out=64, last_norm=True)
-    pretext = MocoV3Config(
+    return recipes.joint_job(small_pretext(TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)), steps=400)
+
+
+def sentences() -> ml_collections.ConfigDict:
+    """Texts, some minutes on two CPU cores."""
+    return sentence_job(small_pretext(DropoutViews()))
+
+
+def small_pretext(views: TwoViews | DropoutViews) -> MocoV3Config:
+    """What both small jobs ask."""
+    return MocoV3Config(
         temperature=0.2,
-        projector=projector,
-        predictor=predictor,
+        projector=HeadConfig(layers=3, hidden=256, out=64, last_norm=True),
+        predictor=HeadConfig(layers=2, hidden=256, out=64, last_norm=True),
         momentum=MomentumConfig(0.98, 1.0),
-        views=TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW),
+        views=views,
     )
-    return recipes.joint_job(pretext, steps=400)
 
 
 def cifar() -> ml_collections.ConfigDict:

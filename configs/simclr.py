@@ -19,7 +19,7 @@ from sslx.pretext.sentence_recipes import sentence_job
 from sslx.pretext.sentence_views import DropoutViews
 from sslx.pretext.simclr import SimClrConfig
 
-SMALL = HeadConfig(layers=2, hidden=256, out=64)
+SMALL_HEAD = HeadConfig(layers=2, hidden=256, out=64)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -31,12 +31,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 def small_job() -> ml_collections.ConfigDict:
     """Some minutes on two CPU cores."""
     views = TwoViews(recipes.GLYPH_VIEW, recipes.GLYPH_VIEW)
-    return recipes.joint_job(SimClrConfig(temperature=0.2, projector=SMALL, views=views))
+    return recipes.joint_job(SimClrConfig(temperature=0.2, projector=SMALL_HEAD, views=views))
 
 
 def sentences() -> ml_collections.ConfigDict:
     """Texts, at SimCSE's temperature."""
-    return sentence_job(SimClrConfig(temperature=0.05, projector=SMALL, views=DropoutViews()))
+    return sentence_job(SimClrConfig(temperature=0.05, projector=SMALL_HEAD, views=DropoutViews()))
 
 
 def cifar() -> ml_collections.ConfigDict:
