@@ -4,7 +4,10 @@ Command:   python -m sslx.main --config=configs/simsiam.py
 Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/simsiam.py:cifar10
 Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNet-10 of 16 to 128 channels in batches of
            64, some two minutes on two idle cores.
-Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
+Sizes:     sentences is a small job on texts, the docstrings of python_docs, each twice under different dropout masks
+           (SimCSE's views): the encoder of configs/bert_mlm.py with dropout 0.1, 200 batches of 64 rows of 64 tokens.
+           With --config.init=runs/bert_mlm it starts from that one's run, as SimCSE does from BERT.
+           cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
            accuracy is 90.51 % (trained online: eval/online_linear here). Not run here.
            base is the paper's: a ResNet-50 at 224 pixels, 256 pictures a step for 100 epochs of ImageNet-1k,
            SGD at 0.05, the predictor's rate constant; 68.1 % linear. For accelerators.
@@ -23,7 +26,7 @@ from sslx.pretext.simsiam import WEAKER, SimSiamConfig
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """Returns the config of one size on one set of pictures."""
+    """Returns the config of one size on one set of pictures or texts."""
     jobs = {"default": small_job, "sentences": sentences, "cifar10": cifar, "base": base}
     return recipes.sized(argument, "configs/simsiam.py", jobs)
 
