@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from sslx.config import build
 from sslx.errors import UserError
+from sslx.models import chosen_model
 from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.statistics import NAME as STATISTICS
@@ -75,10 +76,14 @@ def directions(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) 
     return jnp.where(total > 1e-30, 1.0 / jnp.maximum(jnp.sum(products**2), 1e-30), 1.0)
 
 
-def source_class(config: Mapping[str, Any]) -> type[ViewSource]:
-    """The modality that the model of a written config is of; where there is none of its name, that says so later."""
-    name = config["model"].get("name")
-    return next((source for source in SOURCES if name in source.models), PictureViews)
+def source_class(config: Mapping[str, Any], encoders: tuple[str, ...]) -> type[ViewSource]:
+    """The modality that the model of a written config is of.
+
+    Raises:
+      UserError: it is none of those that a method can train.
+    """
+    name = chosen_model(config["model"], encoders)
+    return next(source for source in SOURCES if name in source.models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +136,15 @@ class JointEmbedding(Objective):
 
     @classmethod
     def modality_of(cls, config: Mapping[str, Any]) -> str:
-        return source_class(config).modality
+        return source_class(config, cls.encoders).modality
 
     @classmethod
     def _built(cls, config: Mapping[str, Any]) -> tuple[Self, Any]:
+        kind = source_class(config, cls.encoders)
         written = dict(config["pretext"])
         views = written.pop("views", None)  # are of a class that the modality has
         pretext = build(cls.pretext_config, written, "config.pretext")
-        source, data_config = source_class(config).built(config, views, pretext.views, cls.encoders)
+        source, data_config = kind.built(config, views, pretext.views, cls.encoders)
         pretext = dataclasses.replace(pretext, views=source.config)
         if cls.least_rows > config["batch_size"]:
             raise UserError(

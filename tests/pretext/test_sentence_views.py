@@ -249,7 +249,7 @@ def test_a_runs_encoder_embeds_texts_and_is_fine_tuned(run, tiny_config, tmp_pat
     assert model.verbs == ("embed",)
     vectors = model.embed(["add an argument", "read a member"], pool="own")
     assert vectors.shape == (2, 32)
-    config = tiny_config("finetune/text_classification", {"init": str(run), "steps": 2, "eval.every_steps": 2})
+    config = tiny_config("finetune/text_classification", {"init": str(run), "steps": 2, "optimizer.warmup_steps": 0})
     finetune.main(config, tmp_path / "run")
     assert "eval/macro_f1" in json.loads((tmp_path / "run" / "report.json").read_text())
     given = loaded.variables["params"]["encoder"]
