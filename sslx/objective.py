@@ -148,6 +148,11 @@ class Objective(abc.ABC):
         raise UserError(f"{cls.__name__} cannot be planned: it has no abstract(config)")
 
     @classmethod
+    def modality_of(cls, config: Mapping[str, Any]) -> str:
+        """The ``modality`` of a run with this whole written config, before anything of it is built."""
+        return cls.modality
+
+    @classmethod
     @abc.abstractmethod
     def encoder(cls, params: Any, state: Any) -> Variables:
         """What fine-tuning, probes and export reload: ``{"params": ...}`` of the encoder (or the teacher).
@@ -162,6 +167,10 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         """Features of rows, float32, from what ``encoder`` returned."""
+
+    def features_flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        """Forward FLOPs of ``encode`` on one row of a batch of these shapes, of objectives whose rows have labels."""
+        raise NotImplementedError
 
     def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch | None:
         """A random view of each row, as ``encode`` takes rows, that features should hardly depend on; None: has none.

@@ -143,8 +143,8 @@ def tiny_changes(corpus_file):
 def tiny_config(tiny_changes):
     """Makes the config of a small run: ``tiny_config("bert_mlm", {"steps": 4, "model.layers": 1})``."""
 
-    def make(name: str = "bert_mlm", changes: dict | None = None) -> ml_collections.ConfigDict:
-        config = load_config(REPOSITORY / "configs" / f"{name}.py")
+    def make(name: str = "bert_mlm", changes: dict | None = None, argument: str = "") -> ml_collections.ConfigDict:
+        config = load_config(REPOSITORY / "configs" / f"{name}.py", argument)
         with config.unlocked():
             config.update_from_flattened_dict(tiny_changes | (changes or {}))
         return config

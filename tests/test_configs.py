@@ -151,6 +151,12 @@ def test_joint_embedding_builds_at_cifars_and_at_imagenets_size(name):
     assert counts == [11_168_832, 21_665_664 if name == "dino" else 23_508_032]
 
 
+@pytest.mark.parametrize("name", ["simclr", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg"])
+def test_joint_embedding_of_texts_may_start_from_a_run_of_bert_mlm(name):
+    encoders = (shapes(f"{name}.py", "sentences", features=True)["encoder"], shapes("bert_mlm.py")["encoder"])
+    assert jax.tree.map(np.shape, encoders[0]) == jax.tree.map(np.shape, encoders[1])
+
+
 def test_a_recipe_in_smaller_batches_sees_as_many_pictures_and_its_averages_remember_as_many():
     whole, small = (load_config(CONFIGS / "dino.py", f"cifar10{batch}") for batch in ("", ",batch=64"))
     assert (small.batch_size, small.steps) == (64, 4 * whole.steps)

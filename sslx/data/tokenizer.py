@@ -22,6 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Int
+
 from sslx.data.cache import hash_of, prepare_once
 from sslx.data.sources import Source
 from sslx.errors import UserError, first_line, nearest
@@ -59,6 +62,13 @@ class Vocabulary:
     continuation: bytes
     fingerprint: str
     pair_separators: int = 1
+
+
+def spelled(
+    tokenizer: PreTrainedTokenizerFast, tokens: Int[np.ndarray, " length"], segment_ids: Int[np.ndarray, " length"]
+) -> str:
+    """The tokens of a row, without padding, each as the tokenizer has it."""
+    return " ".join(tokenizer.convert_ids_to_tokens(tokens[segment_ids > 0]))
 
 
 def abstract_vocabulary(size: int) -> Vocabulary:

@@ -68,7 +68,8 @@ def modality_of(run: str | Path) -> str:
       UserError: there is no run.
     """
     check(run)
-    return objective_class(written_of(run)).modality
+    written = written_of(run)
+    return objective_class(written).modality_of(written)
 
 
 def load_run(run: str | Path, step: int | None = None) -> LoadedRun:

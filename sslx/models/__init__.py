@@ -28,10 +28,18 @@ def build_model(written: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     Raises:
       UserError: another model, or something in it that cannot be.
     """
+    return build(load_class(chosen_model(written, names), MODELS, "config.model.name"), written, "config.model")
+
+
+def chosen_model(written: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The name of the model that ``config.model`` means; arguments as of `build_model`.
+
+    Raises:
+      UserError: it is none of ``names``.
+    """
     name = str(written.get("name", names[0]))
     if name in MODELS and name not in names:
         raise UserError(
             f"config.model.name is {name!r}, which this objective cannot use; expected {' or '.join(names)}"
         )
-    choose(name, names, "config.model.name")
-    return build(load_class(name, MODELS, "config.model.name"), written, "config.model")
+    return choose(name, names, "config.model.name")

@@ -53,11 +53,6 @@ class IgptConfig(GptConfig):
             )
 
     @property
-    def batch_norm(self) -> bool:
-        """Whether a row's features in training depend on the others of its batch."""
-        return False
-
-    @property
     def length(self) -> int:
         """Pixels of an image."""
         return self.image_size**2
@@ -66,11 +61,6 @@ class IgptConfig(GptConfig):
     def start(self) -> int:
         """The token before the first pixel; colours come before it."""
         return self.colours
-
-    @property
-    def features_width(self) -> int:
-        """Numbers in an image's features."""
-        return self.width
 
     @property
     def features_depth(self) -> int:

@@ -93,6 +93,16 @@ class TransformerConfig:
         return jnp.dtype(self.dtype)
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether a row's features in training depend on the others of its batch."""
+        return False
+
+    @property
+    def features_width(self) -> int:
+        """Numbers in a row's features."""
+        return self.width
+
+    @property
     def kernel_init(self) -> Initializer:
         """How dense kernels and embeddings start."""
         return bert_init

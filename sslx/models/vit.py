@@ -109,16 +109,6 @@ class VitConfig(TransformerConfig):
         """Numbers in a patch."""
         return self.patch_size**2 * self.channels
 
-    @property
-    def batch_norm(self) -> bool:
-        """Whether a row's features in training depend on the others of its batch."""
-        return False
-
-    @property
-    def features_width(self) -> int:
-        """Numbers in an image's features."""
-        return self.width
-
     def encoder(self) -> VitEncoder:
         """The Linen module of the encoder."""
         return VitEncoder(self)

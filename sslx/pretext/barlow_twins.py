@@ -20,6 +20,7 @@ from sslx.objective import Out
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_all
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 EPS = 1e-5  # beside the variance, as in the batch normalisation of the authors' code
 
@@ -32,7 +33,7 @@ class BarlowTwinsConfig:
     redundancy: float = 0.0051  # weight of what is not on the diagonal
     scale: float = 1.0  # of the whole loss; the authors' code had 0.024 before it had another optimizer
     projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=3, hidden=8192, out=8192))
-    views: TwoViews = dataclasses.field(default_factory=TwoViews)
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         check_number("scale", self.scale)

@@ -24,6 +24,7 @@ from sslx.objective import Out
 from sslx.pretext.joint import Given, JointEmbedding, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ByolConfig:
     projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
     predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
     momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
-    views: TwoViews = dataclasses.field(default_factory=TwoViews)
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=TwoViews)
 
 
 def cosine(one: Float[Array, "batch width"], other: Float[Array, "batch width"]) -> Float[Array, " batch"]:

@@ -29,6 +29,7 @@ from sslx.objective import Out, Sum
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import MultiCrop
+from sslx.pretext.sentence_views import DropoutViews
 
 STABLE = 0.07  # the highest teacher temperature that trains from the first step (the paper's appendix D)
 
@@ -50,7 +51,7 @@ class DinoConfig:
         default_factory=lambda: HeadConfig(layers=3, hidden=2048, out=256, norm=False, activation="gelu")
     )
     momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
-    views: MultiCrop = dataclasses.field(default_factory=MultiCrop)
+    views: MultiCrop | DropoutViews = dataclasses.field(default_factory=MultiCrop)
 
     def __post_init__(self):
         choose(self.balance, ("centre", "sinkhorn", "none"), "config.pretext.balance")

@@ -28,7 +28,6 @@ from sslx.models.contrast import cosines
 from sslx.models.layers import bert_init
 from sslx.models.pixels import take_patches
 from sslx.models.pooling import unit_vectors
-from sslx.models.teacher import undropped
 from sslx.models.vit import VitConfig
 from sslx.objective import Batch, Out, Sum, Term, row_keys
 from sslx.pretext.dino import Dino, DinoConfig
@@ -147,11 +146,11 @@ class Ibot(Dino):
 
     @property
     def network(self) -> PatchNetwork:
-        return PatchNetwork(self.model, self.pretext.projector, None, self.pretext.prototypes)
+        return PatchNetwork(self.source, self.pretext.projector, None, self.pretext.prototypes)
 
     @property
     def teacher_network(self) -> PatchNetwork:
-        return self.network.clone(model=undropped(self.model), masked=False)
+        return self.network.clone(source=self.source.undropped(), masked=False)
 
     def memory(self, key: PRNGKeyArray) -> dict[str, Any]:
         kept = super().memory(key)
@@ -204,7 +203,7 @@ class Ibot(Dino):
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         head, most = self.pretext.projector, self.pretext.most_hidden(self.model.patches)
         each = head.flops(self.model.width) + 2.0 * head.width(self.model.width) * self.pretext.prototypes
-        return super().flops(batch_shapes) + batch_shapes[self.source.field][0] * 2 * most * 4.0 * each
+        return super().flops(batch_shapes) + batch_shapes[self.source.fields[0]][0] * 2 * most * 4.0 * each
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
         """Also the loss of shares that are all alike; None with ``koleo``, of which nothing is known."""

@@ -108,6 +108,9 @@ class ImagePretext(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 
+    def features_flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        return self.model.features_flops()
+
     def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return batch | {"image": self.view(batch, key, self.pretext.augment, train=True)}
 

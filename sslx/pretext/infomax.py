@@ -97,7 +97,7 @@ class Infomax(JointEmbedding):
 
     @property
     def network(self) -> PlaceNetwork:
-        return PlaceNetwork(self.model, self.pretext.projector, placing=self.pretext.place_head)
+        return PlaceNetwork(self.source, self.pretext.projector, placing=self.pretext.place_head)
 
     def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
         first, second = student
@@ -111,7 +111,7 @@ class Infomax(JointEmbedding):
         return Out({"information": of_all(loss, weights)}, nats)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
-        rows = batch_shapes[self.source.field][0]
+        rows = batch_shapes[self.source.fields[0]][0]
         model, head = self.model, self.pretext.place_head
         places = (
             model.patches if model.name == "vit" else (model.image_size // (8 if model.stem == "cifar" else 32)) ** 2

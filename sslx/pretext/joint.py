@@ -1,6 +1,6 @@
 """What all methods of joint embedding have in common: views, a network and perhaps a teacher that see them, one loss.
 
-In: rows of any modality that gives several views (`PictureViews`). Each view goes through encoder, projector and, where
+In: rows of any modality that gives several views (`ViewSource`). Each view goes through encoder, projector and, where
 the method has them, predictor and prototypes; a teacher, which is a moving average of these, sees the whole ones. What
 the method makes of that is `JointEmbedding.compared`; everything else is here, once.
 
@@ -21,15 +21,19 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from sslx.config import build
 from sslx.errors import UserError
+from sslx.models import chosen_model
 from sslx.models.heads import HeadConfig
 from sslx.models.pooling import unit_vectors
 from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
-from sslx.models.teacher import MomentumConfig, followed, undropped
+from sslx.models.teacher import MomentumConfig, followed
 from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
 from sslx.pretext.joint_network import Network, Seen
 from sslx.pretext.picture_views import PictureViews
+from sslx.pretext.sentence_views import SentenceViews
+from sslx.pretext.view_source import ViewSource
 
+SOURCES: tuple[type[ViewSource], ...] = (PictureViews, SentenceViews)
 TEACHER = "teacher"  # of its part of the state
 TEACHER_STATISTICS = "teacher_statistics"
 MEASURED = 256  # rows whose directions are counted; their products with each other are as many squared
@@ -72,6 +76,16 @@ def directions(x: Float[Array, "batch width"], weights: Float[Array, " batch"]) 
     return jnp.where(total > 1e-30, 1.0 / jnp.maximum(jnp.sum(products**2), 1e-30), 1.0)
 
 
+def source_class(config: Mapping[str, Any], encoders: tuple[str, ...]) -> type[ViewSource]:
+    """The modality that the model of a written config is of.
+
+    Raises:
+      UserError: it is none of those that a method can train.
+    """
+    name = chosen_model(config["model"], encoders)
+    return next(source for source in SOURCES if name in source.models)
+
+
 @dataclasses.dataclass(frozen=True)
 class JointEmbedding(Objective):
     """A method of joint embedding; ``pretext`` is its part of the config, of the class ``pretext_config``.
@@ -82,7 +96,7 @@ class JointEmbedding(Objective):
 
     pretext_config: ClassVar[type]
     terms: ClassVar[tuple[str, ...]]  # of its loss
-    encoders: ClassVar[tuple[str, ...]] = ("resnet", "vit", "convnext")  # that it can train
+    encoders: ClassVar[tuple[str, ...]] = (*PictureViews.models, *SentenceViews.models)  # that it can train
     across: ClassVar[bool] = True  # a term's value depends on all rows of the batch
     together: ClassVar[bool] = False  # see `Network`
     # Where a head may ignore features that are still spread.
@@ -92,7 +106,7 @@ class JointEmbedding(Objective):
     least_rows: ClassVar[int] = 2  # in a batch
 
     pretext: Any
-    source: PictureViews
+    source: ViewSource
     rows: int  # of a batch
     steps: int  # of the schedule
 
@@ -107,7 +121,8 @@ class JointEmbedding(Objective):
     @classmethod
     def prepare(cls, config: Mapping[str, Any], tokenizer: str | None = None) -> tuple[Self, Any]:
         objective, data_config = cls._built(config)
-        return objective, objective.source.prepare(data_config, config["seed"])
+        source, data = objective.source.prepare(data_config, config["seed"], tokenizer)
+        return dataclasses.replace(objective, source=source), data
 
     @classmethod
     def abstract(cls, config: Mapping[str, Any]) -> tuple[Self, dict[str, jax.ShapeDtypeStruct]]:
@@ -116,12 +131,21 @@ class JointEmbedding(Objective):
 
     @classmethod
     def restored(cls, config: Mapping[str, Any], run: Path) -> Self:
-        return cls._built(config)[0]
+        objective, _ = cls._built(config)
+        return dataclasses.replace(objective, source=objective.source.restored(run))
+
+    @classmethod
+    def modality_of(cls, config: Mapping[str, Any]) -> str:
+        return source_class(config, cls.encoders).modality
 
     @classmethod
     def _built(cls, config: Mapping[str, Any]) -> tuple[Self, Any]:
-        pretext = build(cls.pretext_config, config["pretext"], "config.pretext")
-        source, data_config = PictureViews.built(config, pretext.views, cls.encoders)
+        kind = source_class(config, cls.encoders)
+        written = dict(config["pretext"])
+        views = written.pop("views", None)  # are of a class that the modality has
+        pretext = build(cls.pretext_config, written, "config.pretext")
+        source, data_config = kind.built(config, views, pretext.views, cls.encoders)
+        pretext = dataclasses.replace(pretext, views=source.config)
         if cls.least_rows > config["batch_size"]:
             raise UserError(
                 f"config.batch_size is {config['batch_size']}; {cls.__name__} compares the rows of a batch, expected "
@@ -169,12 +193,12 @@ class JointEmbedding(Objective):
     def network(self) -> Network:
         """The Linen module of what is trained."""
         predictor, prototypes = getattr(self.pretext, "predictor", None), getattr(self.pretext, "prototypes", 0)
-        return Network(self.model, self.pretext.projector, predictor, prototypes, self.together)
+        return Network(self.source, self.pretext.projector, predictor, prototypes, self.together)
 
     @property
     def teacher_network(self) -> Network:
         """The teacher's Linen module: it predicts no one."""
-        return self.network.clone(model=undropped(self.model), predicting=None)
+        return self.network.clone(source=self.source.undropped(), predicting=None)
 
     @property
     def scope(self) -> str:
@@ -185,10 +209,11 @@ class JointEmbedding(Objective):
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
-        variables = dict(self.network.init(key, viewed["views"], deterministic=True))
+        keys = {"params": key, "dropout": key}
+        variables = dict(self.network.init(keys, viewed["views"], deterministic=True))
         params, state = variables.pop("params"), variables
         if self.momentum is not None:
-            parts = jax.eval_shape(lambda: self.teacher_network.init(key, viewed["views"][:1], deterministic=True))
+            parts = jax.eval_shape(lambda: self.teacher_network.init(keys, viewed["views"][:1], deterministic=True))
             # A copy: the step donates both, and one buffer cannot be given twice.
             state = state | {TEACHER: jax.tree.map(jnp.copy, _part({"params": params, **state}, parts))}
         return {"params": params, "state": state | self.memory(key)}
@@ -200,7 +225,7 @@ class JointEmbedding(Objective):
     def views(self, batch: Batch, key: PRNGKeyArray, step: Array, *, train: bool) -> Batch:
         """In evaluation too, views are random, always the same: of two that are alike there is nothing to learn."""
         ones = jnp.ones(batch["row"].shape, jnp.float32)
-        rest = {name: value for name, value in batch.items() if name != self.source.field}
+        rest = {name: value for name, value in batch.items() if name not in self.source.fields}
         return rest | {"views": self.source.views(batch, key), "weights": dict.fromkeys(self.terms, ones)}
 
     def taught(self, views: list[Batch]) -> list[Batch]:
@@ -286,21 +311,24 @@ class JointEmbedding(Objective):
     def encode(self, variables: Variables, batch: Batch) -> Float[Array, "batch dim"]:
         return self.source.encode(variables, batch)
 
-    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch:
-        return self.source.views(batch, key)[0]
+    def features_flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        return self.source.features_flops(batch_shapes)
+
+    def variant(self, batch: Batch, key: PRNGKeyArray) -> Batch | None:
+        return self.source.views(batch, key)[0] if self.source.varied else None
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
-        rows = batch_shapes[self.source.field][0]
+        rows = batch_shapes[self.source.fields[0]][0]
         projector = self.pretext.projector
         width = projector.width(self.model.features_width)
         head = projector.flops(self.model.features_width) + 2.0 * width * getattr(self.pretext, "prototypes", 0)
         predictor = self.heads[1].flops(width) if len(self.heads) > 1 else 0.0
-        seen = self.source.flops()
+        seen = self.source.flops(batch_shapes)
         taught = sum(of + head for of in self.taught(seen)) if self.momentum is not None else 0.0
         return rows * (3.0 * sum(of + head + predictor for of in seen) + taught)
 
     def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        return self.source.preview(batch)
+        return self.source.preview(batch, viewed)
 
     def preview_pictures(
         self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]

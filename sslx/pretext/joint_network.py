@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from sslx.models.heads import Head, HeadConfig, Prototypes
 from sslx.objective import Batch
+from sslx.pretext.view_source import ViewSource
 
 
 @flax.struct.dataclass
@@ -32,14 +33,19 @@ class Seen:
 class Network(nn.Module):
     """Encoder, projector, and as the method has it predictor and prototypes."""
 
-    model: Any  # whose encoder it is
+    source: ViewSource  # whose encoder it is
     projecting: HeadConfig
     predicting: HeadConfig | None = None
     prototype_count: int = 0
     together: bool = False  # all views are normalised by one mean and variance, not each by its own
 
+    @property
+    def model(self) -> Any:
+        """The encoder's config."""
+        return self.source.model
+
     def setup(self):
-        self.encoder = self.model.encoder()
+        self.encoder = self.source.encoder()
         self.projector = Head(self.projecting)
         if self.predicting is not None:
             self.predictor = Head(self.predicting)
@@ -57,13 +63,13 @@ class Network(nn.Module):
         if not self.together:
             seen = []
             for view in views:
-                features = self.encoder.features(view, deterministic=deterministic)
+                features = self.source.features(self.encoder, view, deterministic=deterministic)
                 seen.append(self._beyond(features, deterministic, frozen))
             return seen
         features = []
         for alike in _alike(views):
             many = jax.tree.map(lambda *arrays: _side_by_side(arrays), *alike)
-            features += _apart(self.encoder.features(many, deterministic=deterministic), len(alike))
+            features += _apart(self.source.features(self.encoder, many, deterministic=deterministic), len(alike))
         seen = self._beyond(_side_by_side(features), deterministic, frozen)
         parts = [_apart(part, len(views)) if part is not None else [None] * len(views) for part in _fields(seen)]
         return [Seen(*each) for each in zip(*parts, strict=True)]

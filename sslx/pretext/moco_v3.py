@@ -31,6 +31,7 @@ from sslx.objective import Out, Rows
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MocoV3Config:
     )
     predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=4096, out=256))
     momentum: MomentumConfig = dataclasses.field(default_factory=lambda: MomentumConfig(0.996, 1.0))
-    views: TwoViews = dataclasses.field(default_factory=TwoViews)
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         check_number("temperature", self.temperature)

@@ -62,7 +62,7 @@ class Watched(Objective):
             source, name = config["data"]["source"], config["pretext"]["name"]
             raise UserError(
                 f"config.online.probe needs a label of each row, and those of {name!r} on {source!r} have none in "
-                f"{' and '.join(without) or 'words'}; expected pictures with classes, or config.online.probe=False"
+                f"{' and '.join(without) or 'words'}; expected rows with classes, or config.online.probe=False"
             )
         return cls(objective, online, len(data.label_names)), data
 
@@ -182,9 +182,11 @@ class Watched(Objective):
         return self.objective.logits(params, _without(state), batch)
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
-        rows = batch_shapes["image"][0]
+        rows = batch_shapes["label"][0]
         taught = rows // math.gcd(self.config.one_in, rows)
-        return self.objective.flops(batch_shapes) + taught * self.model.features_flops()  # forward alone
+        return self.objective.flops(batch_shapes) + taught * self.objective.features_flops(
+            batch_shapes
+        )  # forward alone
 
     # What follows is the objective's own.
     # What is watched needs more of a batch than representations.

@@ -1,18 +1,17 @@
-"""Several random views of each picture, for any method of joint embedding; other modalities give theirs the same way.
+"""Several random views of each picture, for any method of joint embedding.
 
 In: uint8 pictures of a batch. Out: a list of batches for the encoder, one a view, whose rows are those of the batch.
 Each view of each row has a key of its own, so that neither the mesh nor the views after it change it.
-
-What joint embedding asks of a modality is what `PictureViews` has: ``model`` (with ``encoder()``, ``batch_norm`` and
-``features_width``), ``views``, ``flops``, the data, and how a person is shown a view.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
@@ -23,6 +22,7 @@ from sslx.data.images import ImageConfig, abstract_image_row, prepare_images
 from sslx.data.prepared import PreparedPictures
 from sslx.errors import UserError
 from sslx.models.image import ImageModel, build_image_model
+from sslx.models.teacher import undropped
 from sslx.objective import Batch, row_keys
 from sslx.picture_sheet import sheet
 
@@ -76,23 +76,21 @@ class MultiCrop:
 
 @dataclasses.dataclass(frozen=True)
 class PictureViews:
-    """Pictures as a source of views."""
+    """Pictures as a source of views (`ViewSource`)."""
 
     modality = "images"
-    field = "image"  # of a row, which no one looks at after its views were made
+    models = ("resnet", "vit", "convnext")
+    fields = ("image",)
+    varied = True
 
     model: ImageModel
     config: TwoViews | MultiCrop
 
     @classmethod
     def built(
-        cls, config: Mapping[str, Any], views: TwoViews | MultiCrop, models: tuple[str, ...]
+        cls, config: Mapping[str, Any], views: Any, usual: TwoViews | MultiCrop, models: tuple[str, ...]
     ) -> tuple[PictureViews, ImageConfig]:
-        """From the whole written config and the views that its pretext task asks for.
-
-        Raises:
-          UserError: parts of it cannot be, or not together.
-        """
+        views = usual if views is None else build(type(usual), views, "config.pretext.views")
         data = build(ImageConfig, config["data"], "config.data")
         model = build_image_model(config["model"], data, models)
         if data.crop == "host":
@@ -108,15 +106,20 @@ class PictureViews:
                 raise UserError(f"views of {kind.size} pixels do not fit the model: {error}") from None
         return source, data
 
-    @staticmethod
-    def prepare(data: ImageConfig, seed: int) -> PreparedPictures:
-        """The data of a run."""
-        return prepare_images(data, seed)
+    def prepare(
+        self, data: ImageConfig, seed: int, tokenizer: str | None = None
+    ) -> tuple[PictureViews, PreparedPictures]:
+        return self, prepare_images(data, seed)
+
+    def restored(self, run: Path) -> PictureViews:
+        return self
 
     @staticmethod
     def abstract_row(data: ImageConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a row."""
         return abstract_image_row(data)
+
+    def undropped(self) -> PictureViews:
+        return dataclasses.replace(self, model=undropped(self.model))
 
     @property
     def kinds(self) -> list[Views]:
@@ -129,28 +132,31 @@ class PictureViews:
         return sum(kind.count for kind in self.kinds)
 
     def views(self, batch: Batch, key: PRNGKeyArray) -> list[Batch]:
-        """The views of all rows."""
         row_key, order_key = jax.random.split(key)
-        made = crop_views(batch[self.field], row_keys(row_key, batch["row"]), order_key, self.kinds)
+        made = crop_views(batch["image"], row_keys(row_key, batch["row"]), order_key, self.kinds)
         return [{"image": views[:, number]} for views in made for number in range(views.shape[1])]
 
-    def flops(self) -> list[float]:
-        """Forward FLOPs of the features of each view."""
+    def encoder(self) -> nn.Module:
+        return self.model.encoder()
+
+    def features(self, encoder: nn.Module, view: Batch, *, deterministic: bool) -> Array:
+        return encoder.features(view, deterministic=deterministic)
+
+    def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> list[float]:
         sized = [dataclasses.replace(self.model, image_size=kind.size).features_flops() for kind in self.kinds]
         return [each for each, kind in zip(sized, self.kinds, strict=True) for _ in range(kind.count)]
 
+    def features_flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        return self.model.features_flops()
+
     def encode(self, variables: Any, batch: Batch) -> Array:
-        """Features of rows as they are."""
         return self.model.encoder().apply(variables, batch, deterministic=True, method="features")
 
-    def preview(self, batch: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-        """A line on each row."""
+    def preview(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, Any]) -> list[dict[str, str]]:
         shape = "x".join(map(str, batch["image"].shape[1:]))
         return [{"picture": f"{shape}, mean {image.mean():.0f} of 255"} for image in batch["image"]]
 
-    def preview_pictures(
-        self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def preview_pictures(self, batch: Mapping[str, np.ndarray], viewed: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A sheet of all views of each row; those smaller than the others have paper around them."""
         views = {f"view {number + 1}": np.asarray(view["image"]) for number, view in enumerate(viewed["views"])}
         return {"views": sheet({"picture": batch["image"], **views})}

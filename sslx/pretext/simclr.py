@@ -21,6 +21,7 @@ from sslx.objective import Out
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SimClrConfig:
     name: str = "simclr"
     temperature: float = 0.1
     projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=2048, out=128))
-    views: TwoViews = dataclasses.field(default_factory=lambda: TwoViews(SIMCLR, SIMCLR))
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=lambda: TwoViews(SIMCLR, SIMCLR))
 
     def __post_init__(self):
         check_number("temperature", self.temperature)

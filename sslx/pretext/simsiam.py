@@ -20,6 +20,7 @@ from sslx.pretext.byol import cosine
 from sslx.pretext.joint import Given, JointEmbedding, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 # SimCLR's with half the jitter and crops of at least a fifth (their appendix A).
 WEAKER = dataclasses.replace(
@@ -37,7 +38,7 @@ class SimSiamConfig:
         default_factory=lambda: HeadConfig(layers=3, hidden=2048, out=2048, last_norm=True)
     )
     predictor: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=512, out=2048))
-    views: TwoViews = dataclasses.field(default_factory=lambda: TwoViews(WEAKER, WEAKER))
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=lambda: TwoViews(WEAKER, WEAKER))
 
 
 def simsiam_loss(

@@ -30,6 +30,7 @@ from sslx.pretext.dino import check_prototypes, dino_loss
 from sslx.pretext.joint import JointEmbedding, check_number, mean_of, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import SIMCLR, MultiCrop
+from sslx.pretext.sentence_views import DropoutViews
 
 LARGE = dataclasses.replace(SIMCLR, crop_area=(0.14, 1.0))
 SMALL = dataclasses.replace(SIMCLR, crop_area=(0.05, 0.14))
@@ -51,7 +52,7 @@ class SwavConfig:
     queue: int = 0  # rows of earlier updates that are balanced with those of the batch; 0: none
     queue_start: int = 0  # updates before they are
     projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=2, hidden=2048, out=128))
-    views: MultiCrop = dataclasses.field(
+    views: MultiCrop | DropoutViews = dataclasses.field(
         default_factory=lambda: MultiCrop(LARGE, LARGE, SMALL, local_count=6, local_size=96)
     )
 

@@ -22,6 +22,7 @@ from sslx.objective import Out
 from sslx.pretext.joint import Given, JointEmbedding, check_number, mean_of, of_all, of_rows
 from sslx.pretext.joint_network import Seen
 from sslx.pretext.picture_views import TwoViews
+from sslx.pretext.sentence_views import DropoutViews
 
 EPS = 1e-4  # beside the variance
 
@@ -35,7 +36,7 @@ class VicregConfig:
     variance: float = 25.0  # 0 is the paper's ablation, which collapses (its table 7)
     covariance: float = 1.0
     projector: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(layers=3, hidden=8192, out=8192))
-    views: TwoViews = dataclasses.field(default_factory=TwoViews)
+    views: TwoViews | DropoutViews = dataclasses.field(default_factory=TwoViews)
 
     def __post_init__(self):
         for name in ("invariance", "variance", "covariance"):

@@ -29,6 +29,7 @@ from scipy.stats import rankdata
 
 from sslx.data.sentences import NEGATIVE, PAIR, abstract_sentence_row, prepare_sentences
 from sslx.data.text import PreparedText, TextConfig, saved_tokenizer
+from sslx.data.tokenizer import spelled
 from sslx.errors import UserError, choose
 from sslx.models.bert import Pooler
 from sslx.models.contrast import info_nce
@@ -209,7 +210,7 @@ class SentenceEmbedding(TextTask):
             real = {prefix: int((batch[f"{prefix}segment_ids"][row] > 0).sum()) for prefix in names}
             rows.append(
                 {
-                    name: " ".join(self.tokenizer.convert_ids_to_tokens(batch[f"{prefix}tokens"][row][: real[prefix]]))
+                    name: spelled(self.tokenizer, *(batch[f"{prefix}{of}"][row] for of in ("tokens", "segment_ids")))
                     for prefix, name in names.items()
                 }
             )
