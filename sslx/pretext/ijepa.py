@@ -140,9 +140,9 @@ class Predictor(nn.Module):
         token = self.param("mask_token", nn.with_logical_partitioning(bert_init, ("norm",)), (config.width,))
         x = jnp.concatenate([x, token.astype(x.dtype) + table[target]], axis=1)
         x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
-        of_one, order = jnp.ones(x.shape[:2], jnp.int32), jnp.zeros(x.shape[:2], jnp.int32)
+        order = jnp.zeros(x.shape[:2], jnp.int32)
         asked = jnp.broadcast_to(context.shape[1] + jnp.arange(target.shape[1]), target.shape)
-        x = Transformer(config, name="transformer")(x, of_one, order, asked, deterministic=deterministic)
+        x = Transformer(config, name="transformer")(x, None, order, asked, deterministic=deterministic)
         return Dense(self.out, ("embed", None), name="features", **options)(x).astype(jnp.float32)
 
 

@@ -89,9 +89,9 @@ class Decoder(nn.Module):
         places = places + jnp.asarray(sincos_table(config.grid, config.width), x.dtype)
         x = jnp.concatenate([x[:, :front], places], axis=1)
         x = nn.with_logical_constraint(x, ("act_batch", "act_length", "act_embed"))
-        of_one, order = jnp.ones(x.shape[:2], jnp.int32), jnp.zeros(x.shape[:2], jnp.int32)
+        order = jnp.zeros(x.shape[:2], jnp.int32)
         # Only the hidden places are asked for, so the last layer computes no others.
-        x = Transformer(config, name="transformer")(x, of_one, order, front + hidden, deterministic=deterministic)
+        x = Transformer(config, name="transformer")(x, None, order, front + hidden, deterministic=deterministic)
         return Dense(config.patch_values, ("embed", None), name="pixels", **options)(x).astype(jnp.float32)
 
 
