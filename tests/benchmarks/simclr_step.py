@@ -7,7 +7,7 @@ what its users run: `ImageFolder`, transforms on Pillow pictures in `--workers` 
 
     pip install -e ".[peers]" && python tests/benchmarks/simclr_step.py
 
-The two sides take turns in processes of their own; medians of ``--steps`` steps a turn, spread over ``--turns`` turns.
+The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns.
 The share of augmentation is of CPU time (sslx: views compiled by themselves; the peer: its transforms in one process),
 over that of a step. Use an otherwise idle machine. ``--torch-python`` names another interpreter for the peer.
 """
@@ -15,19 +15,19 @@ over that of a step. Use an otherwise idle machine. ``--torch-python`` names ano
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import compare
 from PIL import Image
 
-SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES = 32, 2048, 256, 0.2, 0.1, 2048
+SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES, ROWS = 32, 2048, 256, 0.2, 0.1, 2048, 256
+Found = dict[str, float]
 
 
 def write_pictures(folder: Path) -> None:
@@ -42,8 +42,8 @@ def write_pictures(folder: Path) -> None:
         Image.fromarray(pixels).save(file)
 
 
-def measure_sslx(folder: Path, rows: int, steps: int, workers: int) -> dict[str, float]:
-    """Seconds a step of the real loop's parts, and the share of its CPU time that views take; no workers are used."""
+def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
+    """Seconds of a real train step on batches of the real pipeline, and the share of its CPU time that views take."""
     import jax
 
     from sslx.entry import load_config
@@ -55,6 +55,7 @@ def measure_sslx(folder: Path, rows: int, steps: int, workers: int) -> dict[str,
     from sslx.train.sharding import on_mesh
 
     configure()
+    rows, steps = arguments.rows or ROWS, arguments.steps
     config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
     with config.unlocked():
         config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
@@ -84,7 +85,7 @@ def measure_sslx(folder: Path, rows: int, steps: int, workers: int) -> dict[str,
     return {"seconds": statistics.median(walls[2:]), "augmentation": augmenting / statistics.median(cpus[2:])}
 
 
-def measure_torch(folder: Path, rows: int, steps: int, workers: int) -> dict[str, float]:
+def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
     """The same by PyTorch."""
     import torch
     from torch import nn
@@ -92,6 +93,7 @@ def measure_torch(folder: Path, rows: int, steps: int, workers: int) -> dict[str
     from torchvision import datasets, models, transforms
 
     torch.manual_seed(0)
+    rows, steps, workers = arguments.rows or ROWS, arguments.steps, arguments.workers
     one = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIDE, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -140,41 +142,25 @@ def measure_torch(folder: Path, rows: int, steps: int, workers: int) -> dict[str
     }
 
 
-def main() -> None:
-    """Lets both sides take turns and prints pictures per second, the share of augmentation, and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=256, help="pictures a step")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader")
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        measure = measure_sslx if arguments.side == "sslx" else measure_torch
-        print(json.dumps(measure(arguments.folder, arguments.rows, arguments.steps, arguments.workers)))
-        return
-    turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
-    given = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "steps", "workers")]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "pictures"
-        folder.mkdir()
-        write_pictures(folder)
-        for turn in range(arguments.turns):
-            for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
-                command = [python, __file__, f"--side={side}", f"--folder={folder}", *given]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                turns[side].append(json.loads(output.splitlines()[-1]))
-                found = turns[side][-1]
-                print(
-                    f"turn {turn} {side:<5} {arguments.rows / found['seconds']:6.1f} pictures/s, "
-                    f"augmentation {found['augmentation']:.0%}",
-                    flush=True,
-                )
-    ratios = [peer["seconds"] / ours["seconds"] for peer, ours in zip(turns["torch"], turns["sslx"], strict=True)]
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+def with_pictures(measure: Callable[[Path, argparse.Namespace], Found]) -> Callable[[argparse.Namespace], Found]:
+    """The measure of a side on pictures that are on disk, which it writes for itself."""
+
+    def measured(arguments: argparse.Namespace) -> Found:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "pictures"
+            folder.mkdir()
+            write_pictures(folder)
+            return measure(folder, arguments)
+
+    return measured
 
 
 if __name__ == "__main__":
-    main()
+    compare(
+        __doc__,
+        __file__,
+        sslx=with_pictures(measure_sslx),
+        torch=with_pictures(measure_torch),
+        amount=lambda arguments: arguments.rows or ROWS,
+        unit="pictures",
+    )

@@ -1,0 +1,133 @@
+"""One MAE training step beside PyTorch's, in one sitting on one CPU.
+
+Both sides: ViT-Tiny (12 layers x 192, 3 heads) on 32 x 32 pixels in colour with patches of 4, a quarter of which is
+seen, a decoder of 4 layers x 128 with 4 heads, a class token, fixed positions, pixels normalised by patch, batch 128,
+AdamW at 1.5e-3 with betas 0.9 and 0.95, weight decay 0.05, float32. Both draw their masks in the step and cut no
+crops. The peer is written here from the paper (arXiv 2111.06377), with PyTorch's own attention, eager; its decoder
+paints all patches, as the published one does, of which the loss takes the hidden ones.
+
+    pip install -e ".[peers]" && python tests/benchmarks/mae_step.py
+
+The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns. Use an otherwise idle
+machine. ``--torch-python`` names another interpreter for the peer if torch is not installed in this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from peers import compare, time_sslx, time_torch
+
+SIDE, PATCH, LAYERS, WIDTH, HEADS, ROWS = 32, 4, 12, 192, 3, 128
+DECODER_LAYERS, DECODER_WIDTH, DECODER_HEADS, HIDDEN = 4, 128, 4, 0.75
+
+
+def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
+    """The real train step of masked autoencoding."""
+    from sslx.augment.policy import NONE
+    from sslx.models.vit import VitConfig
+    from sslx.pretext.mae import Mae, MaeConfig
+
+    model = VitConfig(
+        layers=LAYERS,
+        width=WIDTH,
+        heads=HEADS,
+        mlp_width=4 * WIDTH,
+        image_size=SIDE,
+        patch_size=PATCH,
+        positions="sincos",
+        init="xavier",
+    )
+    pretext = MaeConfig(
+        mask_ratio=HIDDEN,
+        decoder_layers=DECODER_LAYERS,
+        decoder_width=DECODER_WIDTH,
+        decoder_heads=DECODER_HEADS,
+        augment=NONE,
+    )
+    shape = (arguments.rows or ROWS, SIDE, SIDE, 3)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
+    optimizer = {"learning_rate": 1.5e-3, "beta2": 0.95, "weight_decay": 0.05, "clip_norm": None}
+    return time_sslx(Mae(pretext, model, cropped=False), batch, arguments.steps, **optimizer)
+
+
+def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
+    """The same model in PyTorch."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.heads, self.norms = heads, nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(2))
+            self.into_heads, self.out_of_heads = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, length, _ = x.shape
+            split = self.into_heads(self.norms[0](x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            seen = functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(x.shape)
+            x = x + self.out_of_heads(seen)
+            return x + self.down(functional.gelu(self.up(self.norms[1](x))))
+
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            patches, values = (SIDE // PATCH) ** 2, 3 * PATCH**2
+            self.embed, self.narrow = nn.Linear(values, WIDTH), nn.Linear(WIDTH, DECODER_WIDTH)
+            self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, WIDTH))
+            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, DECODER_WIDTH))
+            # Fixed: their values do not change the time of a step.
+            self.register_buffer("places", torch.randn(1, patches, WIDTH))
+            self.register_buffer("decoder_places", torch.randn(1, 1 + patches, DECODER_WIDTH))
+            self.encoder = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(LAYERS))
+            self.decoder = nn.ModuleList(Block(DECODER_WIDTH, DECODER_HEADS) for _ in range(DECODER_LAYERS))
+            self.norm, self.decoder_norm = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(DECODER_WIDTH, eps=1e-6)
+            self.paint = nn.Linear(DECODER_WIDTH, values)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            rows, side = len(images), SIDE // PATCH
+            x = images.view(rows, side, PATCH, side, PATCH, 3).permute(0, 1, 3, 2, 4, 5).reshape(rows, side**2, -1)
+            mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True)
+            targets = (x - mean) / (variance + 1e-6).sqrt()
+            order = torch.rand(rows, side**2).argsort(1)
+            kept = round((1 - HIDDEN) * side**2)
+            chosen = order[:, :kept, None].expand(-1, -1, WIDTH)
+            x = torch.gather(self.embed(x) + self.places, 1, chosen)
+            x = torch.cat([self.class_token.expand(rows, -1, -1), x], 1)
+            for block in self.encoder:
+                x = block(x)
+            x = self.narrow(self.norm(x))
+            masked = self.mask_token.expand(rows, side**2 - kept, -1)
+            back = order.argsort(1)[..., None].expand(-1, -1, DECODER_WIDTH)
+            patches = torch.gather(torch.cat([x[:, 1:], masked], 1), 1, back)
+            x = torch.cat([x[:, :1], patches], 1) + self.decoder_places
+            for block in self.decoder:
+                x = block(x)
+            errors = ((self.paint(self.decoder_norm(x))[:, 1:] - targets) ** 2).mean(-1)
+            return torch.gather(errors, 1, order[:, kept:]).mean()
+
+    torch.manual_seed(0)
+    model = Autoencoder().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    images = torch.rand(arguments.rows or ROWS, SIDE, SIDE, 3)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(images).backward()
+        optimizer.step()
+
+    return time_torch(step, arguments.steps)
+
+
+if __name__ == "__main__":
+    compare(
+        __doc__,
+        __file__,
+        sslx=measure_sslx,
+        torch=measure_torch,
+        amount=lambda arguments: arguments.rows or ROWS,
+        unit="pictures",
+    )

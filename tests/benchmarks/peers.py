@@ -1,0 +1,131 @@
+"""What comparisons with other libraries share: two sides that take turns in processes of their own, and their ratio.
+
+A benchmark calls `compare` with a function of each side, ``measure(arguments)``, that returns ``{"seconds": of a step,
+...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
+sslx's side, `time_sslx` times the real train step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Measure = Callable[[argparse.Namespace], dict[str, float]]
+
+
+def compare(
+    doc: str, file: str, *, sslx: Measure, torch: Measure, amount: Callable[[argparse.Namespace], int], unit: str
+) -> None:
+    """Lets both sides take turns and prints what each gets through in a second, and the ratio.
+
+    Args:
+      doc: The benchmark's docstring.
+      file: The benchmark's file.
+      sslx: Measures this side.
+      torch: Measures the peer's.
+      amount: What a step gets through.
+      unit: Of that.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, help="of a batch; default: the benchmark's own")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after two that are not")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader, if it has one")
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
+    parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps({"sslx": sslx, "torch": torch}[arguments.side](arguments)))
+        return
+    values = {name: getattr(arguments, name) for name in ("rows", "steps", "workers")}
+    given = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
+    for turn in range(arguments.turns):
+        for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
+            output = subprocess.run(
+                [python, file, f"--side={side}", *given], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+            found = json.loads(output.splitlines()[-1])
+            turns[side].append(found)
+            rest = "".join(f", {name} {value:.3g}" for name, value in found.items() if name != "seconds")
+            print(f"turn {turn} {side:<5} {amount(arguments) / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
+    pairs = zip(turns["torch"], turns["sslx"], strict=True)
+    print(f"ratio {spread([peer['seconds'] / ours['seconds'] for peer, ours in pairs])}")
+    if "share_of_product" in turns["sslx"][0]:
+        print(f"share of the matrix-product rate {spread([turn['share_of_product'] for turn in turns['sslx']])}")
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **optimizer: Any) -> dict[str, float]:
+    """Seconds of a train step of an objective on one batch, and its arithmetic as a share of a float32 product's rate.
+
+    Args:
+      objective: What is trained.
+      arrays: A batch.
+      steps: How many are timed.
+      optimizer: Settings of AdamW that differ from the default.
+    """
+    import jax
+
+    from sslx.data.rows import RowOrder
+    from sslx.runtime import configure
+    from sslx.settings import OptimizerConfig, RunConfig
+    from sslx.timing.clock import TimedSteps, time_alone
+    from sslx.timing.product import Product
+    from sslx.train.loop import Trainer
+    from sslx.train.sharding import on_mesh
+
+    rows = len(next(iter(arrays.values())))
+
+    class OneBatch:
+        """The same rows, whichever are asked for."""
+
+        def __len__(self) -> int:
+            return rows
+
+        def order(self, seed: int) -> RowOrder:
+            return RowOrder(rows, seed)
+
+        def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: array[: len(ids)] for name, array in arrays.items()}
+
+    configure()
+    data = types.SimpleNamespace(train=OneBatch(), eval=OneBatch(), test=None, statistics={})
+    config = RunConfig(batch_size=rows, steps=10_000, optimizer=OptimizerConfig(**optimizer))
+    trainer = Trainer(config, objective, data)
+    with on_mesh(trainer.program.mesh):
+        product = Product(trainer.program.mesh, "float32")
+        rates = product.rates(steps)
+        timed = TimedSteps(trainer, trainer.program.fresh())
+        seconds = statistics.median(time_alone(trainer, timed, 0, steps + 2)[2:])
+        rates += product.rates(steps)
+    jax.block_until_ready(timed.state)
+    rate = statistics.median(rates)
+    return {
+        "seconds": seconds,
+        "share_of_product": objective.flops(trainer.program.batch_shapes) / seconds / rate,
+        "product_gflops": rate / 1e9,
+    }
+
+
+def time_torch(step: Callable[[], None], steps: int) -> dict[str, float]:
+    """Seconds of the peer's step."""
+    seconds = []
+    for _ in range(steps + 2):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": statistics.median(seconds[2:])}
