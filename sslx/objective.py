@@ -90,6 +90,8 @@ class Objective(abc.ABC):
     spreads: ClassVar[tuple[str, ...]] = ()
     # Metrics that count directions, 1 at a collapse, which alarms watch beside the features' effective rank.
     ranks: ClassVar[tuple[str, ...]] = ()
+    # Answers are shared out evenly over all rows, so that one that is certain is no sign of all being the same.
+    balanced: bool = False
     # What each output of ``params["head"]`` is about, if there is one; export asks, as its shape does not tell.
     head_reads: ClassVar[Literal["rows", "tokens", "spans"]] = "rows"
 

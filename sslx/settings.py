@@ -69,7 +69,9 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    moments: str = "float32"  # float32 | bfloat16, rounded at random: what AdamW's and LAMB's are kept in
+    # float32 | bfloat16: what AdamW's and LAMB's moments are kept in, and those that Muon leaves to AdamW. Rounded at
+    # random, the same way on any mesh; yet gradients that differ in their last bit may be rounded to other numbers.
+    moments: str = "float32"
     momentum: float = 0.95  # Muon's, SGD's and LARS's
     trust: float = 0.001  # LARS's: a layer's rate as a share of its norm over its gradient's
     trust_clip: bool = False  # LARS: no layer's rate above the learning rate
@@ -132,6 +134,7 @@ class AlarmsConfig:
     std_floor: float = 0.01  # of the features' spread
     std_share: float = 0.1  # of the most that the spread was
     rank_floor: float = 1.5  # of the features' effective rank
+    directions_floor: float = 1.2  # of a count of directions: a few large ones make it small in good runs, too
     entropy_band: float = 0.02  # share of the most that an entropy can be
 
     def __post_init__(self):

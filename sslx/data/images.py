@@ -189,8 +189,7 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
 
     def rows_of(role: str, source: Source) -> tuple[ImageRows, dict[str, Any]]:
         rows, broken = _rows(source, config, cache_dir, seed if role == "train" else None)
-        (first,) = source.__getitems__([int(rows.kept[0])])
-        if role == "train" and config.channels == 1 and has_colours(first["image"]):
+        if role == "train" and config.channels == 1 and len(rows) and _first_has_colours(source, rows):
             print(
                 f"note: pictures of {config.source} have colours and are made grey; --config.data.channels=3 "
                 "--config.model.channels=3 keeps the colours",
@@ -203,6 +202,11 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
     if config.labels_per_class:
         settings += [config.labels_per_class, seed]
     return prepare_roles(config, collection, rows_of, "images", _RECIPE, settings)
+
+
+def _first_has_colours(source: Source, rows: ImageRows) -> bool:
+    (record,) = source.__getitems__([int(rows.kept[0])])
+    return has_colours(record["image"])
 
 
 def prepare_labelled_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:

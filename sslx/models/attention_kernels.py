@@ -5,8 +5,9 @@
   through a block-diagonal mask.
 - ``splash``: its sparse form on TPUs, by `jax.experimental.pallas.ops.tpu.splash_attention`, which has segment ids.
 
-In: a `Call`, what a call of attention is like, and what the config asks for. Out: a name. ``auto`` takes the kernel of
-the platform where it can run, and ``xla`` otherwise; a name by itself is refused in one line where it cannot.
+In: a `Call`, what a call of attention is like, and what the config asks for. Out: a name. ``auto`` takes splash
+attention where it can run, and ``xla`` otherwise; a name by itself is refused in one line where it cannot. Hosts of one
+run must be alike, as each asks its own cuDNN.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sslx.errors import UserError, first_line
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+AUTOMATIC = ("splash",)  # cuDNN's has not been compared with plain products on a GPU yet
 
 BLOCK = 128  # tokens of a row that splash attention takes at a time, at least: the lanes of a TPU's vector unit
 BLOCKS = (512, 256, BLOCK)
@@ -74,7 +76,7 @@ def chosen(asked: str, call: Call) -> str:
     """
     if asked == "auto":
         long = call.keys >= LEAST
-        return next((name for name in PLATFORMS if long and not refused(name, call)), "xla")
+        return next((name for name in AUTOMATIC if long and not refused(name, call)), "xla")
     if asked != "xla" and (reason := refused(asked, call)):
         raise UserError(f"config.model.attention is {asked}, which {reason}; expected auto or xla here")
     return asked
@@ -122,7 +124,11 @@ def cudnn(
     *,
     causal: bool,
 ) -> Float[Array, "batch queries heads head_width"]:
-    """Flash attention by cuDNN; arguments as of `attention.attend`."""
+    """Flash attention by cuDNN; arguments as of `attention.attend`.
+
+    Packed rows cost two arrays ``[batch, 1, queries, length]`` a layer: the mask as a bias, and in the backward pass
+    its gradient, which nobody uses.
+    """
 
     def attend(query: Array, key: Array, value: Array, *ids: Array) -> Array:
         # It takes lengths of rows, and no segments: theirs is a bias of one head for all.
@@ -212,10 +218,11 @@ def _cudnn_says(call: Call) -> str:
     def loss(query: Array, key: Array, value: Array, *ids: Array) -> Array:
         return jnp.sum(cudnn(query, key, value, ids or None, causal=call.causal).astype(jnp.float32))
 
+    # Two rows: with one, the mask could be the same for all, which is another program.
     def shape(length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, length, call.heads, call.head_width), call.dtype)
+        return jax.ShapeDtypeStruct((2, length, call.heads, call.head_width), call.dtype)
 
-    ids = [jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (call.queries, call.keys)] if call.masked else []
+    ids = [jax.ShapeDtypeStruct((2, length), jnp.int32) for length in (call.queries, call.keys)] if call.masked else []
     try:
         step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
         step.lower(shape(call.queries), shape(call.keys), shape(call.keys), *ids).compile()

@@ -140,6 +140,10 @@ class Dino(JointEmbedding):
     def across(self) -> bool:
         return self.pretext.balance == "sinkhorn"
 
+    @property
+    def balanced(self) -> bool:
+        return self.pretext.balance == "sinkhorn"
+
     def memory(self, key: PRNGKeyArray) -> dict[str, Any]:
         return {"centre": jnp.zeros(self.pretext.prototypes)} if self.pretext.balance == "centre" else {}
 

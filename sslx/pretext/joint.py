@@ -36,7 +36,9 @@ from sslx.pretext.view_source import ViewSource
 SOURCES: tuple[type[ViewSource], ...] = (PictureViews, SentenceViews)
 TEACHER = "teacher"  # of its part of the state
 TEACHER_STATISTICS = "teacher_statistics"
-MEASURED = 256  # rows whose directions are counted; their products with each other are as many squared
+# Rows whose directions are counted, at most and at least: their products with each other are as many squared, and few
+# rows have few directions whatever they are.
+MEASURED, FEWEST = 256, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,11 +271,14 @@ class JointEmbedding(Objective):
         count = jnp.sum(weights)
         watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
         found = {name: spread(x, weights) for name, x in watched.items()}
-        found["projection_rank"] = directions(student[0].projection, weights)
-        return out.replace(metrics=out.metrics | {name: Mean(count * value, count) for name, value in found.items()})
+        metrics = {name: Mean(count * value, count) for name, value in found.items()}
+        if len(weights) >= FEWEST:
+            enough = jnp.where(count >= FEWEST, count, 0.0)
+            metrics["projection_rank"] = Mean(enough * directions(student[0].projection, weights), enough)
+        return out.replace(metrics=out.metrics | metrics)
 
     def compared(self, student: list[Seen], teacher: list[Seen] | None, given: Given) -> Out:
-        """The loss of what student and teacher have made of the views, in the order of `PictureViews`."""
+        """The loss of what student and teacher have made of the views, in the order of `ViewSource`."""
         raise NotImplementedError
 
     def frozen(self, step: Array) -> Bool[Array, ""] | None:

@@ -201,6 +201,7 @@ class Watched(Objective):
     spreads = property(lambda self: self.objective.spreads)
     ranks = property(lambda self: self.objective.ranks)
     entropies = property(lambda self: self.objective.entropies)
+    balanced = property(lambda self: self.objective.balanced)
     variant = property(lambda self: self.objective.variant)
     derive = property(lambda self: self.objective.derive)
     score = property(lambda self: self.objective.score)

@@ -91,6 +91,10 @@ class Swav(JointEmbedding):
     def across(self) -> bool:
         return self.pretext.balance
 
+    @property
+    def balanced(self) -> bool:
+        return self.pretext.balance
+
     @classmethod
     def check(cls, pretext: SwavConfig, model: Any, config: Mapping[str, Any]) -> None:
         check_queue(pretext.queue, config["batch_size"])

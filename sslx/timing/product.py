@@ -45,15 +45,15 @@ class Product:
         spec = sharding.spec
         each = jax.shard_map(multiply, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
         self._multiply: Callable = jax.jit(each)
-        self._matrices = jax.jit(cast, out_shardings=sharding)()
+        self._draw = jax.jit(cast, out_shardings=sharding)
         self._flops = 2.0 * size**3 * self._chained * mesh.size
-        jax.block_until_ready(self._multiply(*self._matrices))  # compiled, and warm
 
     def rates(self, count: int) -> list[float]:
-        """FLOP/s of all devices, measured ``count`` times."""
-        found = []
+        """FLOP/s of all devices, measured ``count`` times; the matrices are not kept, for a step needs the memory."""
+        found, matrices = [], self._draw()
+        jax.block_until_ready(self._multiply(*matrices))  # compiled, and warm
         for _ in range(count):
             begin = time.perf_counter()
-            jax.block_until_ready(self._multiply(*self._matrices))
+            jax.block_until_ready(self._multiply(*matrices))
             found.append(self._flops / (time.perf_counter() - begin))
         return found

@@ -7,11 +7,11 @@ its sign has been there for ``config.alarms.evaluations`` in succession:
 - ``no_learning``: the held-out loss is within ``chance_band`` of its chance value (`Objective.chance`).
 - ``collapse``: the spread of features, or one that the objective watches (`Objective.spreads`, such as that of
   projections), is under ``std_floor``, or under ``std_share`` of the most that it was.
-- ``low_rank``: their effective rank, or a number of directions that the objective watches (`Objective.ranks`), is
-  under ``rank_floor``.
+- ``low_rank``: their effective rank is under ``rank_floor``, or a number of directions that the objective watches
+  (`Objective.ranks`) under ``directions_floor``.
 - ``peaked`` and ``uniform``: an entropy of the objective's (`Objective.entropies`, such as a teacher's) is within
   ``entropy_band`` of 0 or of the most that it can be, and the divergence beside it of 0: all rows have one answer, or
-  all answers alike.
+  all answers alike. Where answers are balanced, certain ones are what is wanted, and none is ``peaked``.
 """
 
 from __future__ import annotations
@@ -96,16 +96,20 @@ def signs(
         worst = next((name for name, here in gone.items() if here), next(iter(gone)))
         what = "feature spread" if worst == "features/std" else worst.removeprefix("eval/")
         found["collapse"] = (gone[worst], f"{what} {metrics[worst]:.2g}, was {largest[worst]:.2g}")
-    ranks = {name: metrics[name] for name in ("features/rankme", *_evaluated(objective.ranks)) if name in metrics}
-    if ranks:
-        least = min(ranks, key=ranks.__getitem__)
-        what = "effective rank" if least == "features/rankme" else least.removeprefix("eval/")
-        found["low_rank"] = (ranks[least] < config.rank_floor, f"{what} {ranks[least]:.2f}")
+    floors = {"features/rankme": config.rank_floor} | dict.fromkeys(
+        _evaluated(objective.ranks), config.directions_floor
+    )
+    floors = {name: floor for name, floor in floors.items() if name in metrics}
+    if floors:
+        worst = min(floors, key=lambda name: metrics[name] / max(floors[name], 1e-6))
+        what = "effective rank" if worst == "features/rankme" else worst.removeprefix("eval/")
+        found["low_rank"] = (metrics[worst] < floors[worst], f"{what} {metrics[worst]:.2f}")
     for name, (most, divergence) in objective.entropies().items():
         entropy, apart = metrics[f"eval/{name}"], metrics[f"eval/{divergence}"]
         band, alike = config.entropy_band * most, apart <= config.entropy_band * most
         said = f"{name} {entropy:.3f} of 0 to {most:.3f}, {divergence} {apart:.3f}"
-        found["peaked"] = (alike and entropy <= band, said)
+        if not objective.balanced:
+            found["peaked"] = (alike and entropy <= band, said)
         found["uniform"] = (alike and entropy >= most - band, said)
     return found
 

@@ -287,8 +287,11 @@ def _write_small_arrays_from_one_replica() -> None:
     save took seconds.
     """
     handlers = ocp.type_handlers
+    usual = handlers.get_type_handler(jax.Array)
+    if type(usual) is not handlers.ArrayHandler:  # someone's own, such as Pathways'
+        return
     # What the handler that it replaces writes beside the arrays; Orbax offers no other way to it.
-    described = getattr(handlers.get_type_handler(jax.Array), "_array_metadata_store", None)
+    described = getattr(usual, "_array_metadata_store", None)
     handler = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE, array_metadata_store=described)
     with _quietly():
         handlers.register_type_handler(jax.Array, handler, override=True)

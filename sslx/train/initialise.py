@@ -136,7 +136,9 @@ def inherited(written: dict[str, Any], given_keys: Sequence[str] = ()) -> tuple[
             for name in ("dtype", "remat", "unroll", "attention")
             if name in written["model"]
         }
-        kept = {name: value for name, value in given.items() if published or name in start.model}
+        # Runs of before there was a choice have no "attention".
+        known = {*start.model, "attention"} if "heads" in start.model else set(start.model)
+        kept = {name: value for name, value in given.items() if published or name in known}
         model = _of_size(start.model | kept, written, like)
         _check_given(given_keys, written["model"], model, like)
         written = written | {"model": model}

@@ -18,7 +18,8 @@ def rounded_at_random(x: Float[Array, "..."], key: PRNGKeyArray) -> BFloat16[Arr
     """``x``, float32, as bfloat16: one of the two numbers beside it, the nearer one more often; the same on any mesh.
 
     What bfloat16 can hold stays as it is. It fills the lower half of the bits that are cut off with a random number:
-    that carries into the upper half as often as the cut part is large. What is not finite does not stay so.
+    that carries into the upper half as often as the cut part is large. Infinities and the usual NaN stay; a number next
+    to the largest may become infinite.
     """
     noise = hashed_bits(key, x.shape or (1,)).reshape(x.shape) >> 16
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise

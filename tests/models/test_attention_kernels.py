@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from one_step import assert_close
 
 from sslx.errors import UserError
 from sslx.models import attention_kernels
 from sslx.models.attention import attend
 from sslx.models.attention_kernels import Call, chosen, refused, splash
 from sslx.models.bert import BertConfig, BertEncoder
+from sslx.models.gpt import GptConfig
 from sslx.settings import MeshConfig
-from sslx.train.sharding import make_mesh, on_mesh
+from sslx.train.sharding import make_mesh, on_mesh, unbox
 
 LENGTH = 256
 ON_TPU = Call("tpu", "bfloat16", 512, 512, 4, 64, masked=True, causal=False, dropout=False)
@@ -85,7 +88,38 @@ def test_queries_that_fill_no_block_are_padded_and_devices_share_rows_and_heads(
     np.testing.assert_allclose(out, reference(query, key, value, seen), atol=5e-6)
 
 
-def test_auto_takes_the_kernel_of_the_platform_where_it_can_run(monkeypatch):
+@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("gpt", True)])
+def test_a_model_computes_the_same_by_a_kernel(monkeypatch, name, causal):
+    monkeypatch.setitem(attention_kernels.KERNELS, "splash", functools.partial(splash, interpret=True))
+    monkeypatch.setitem(attention_kernels.PLATFORMS, "splash", "cpu")
+    shape = dict(layers=2, width=32, heads=2, mlp_width=32, dropout=0.0, attention_dropout=0.0)
+    random, lengths = np.random.default_rng(7), [(90, 60, 70), (LENGTH,)]  # the first row has padding
+    segments, positions = np.zeros((2, LENGTH), np.int32), np.zeros((2, LENGTH), np.int32)
+    for row, parts in enumerate(lengths):
+        ids = np.repeat(np.arange(1, len(parts) + 1), parts)
+        segments[row, : len(ids)] = ids
+        positions[row, : len(ids)] = np.concatenate([np.arange(part) for part in parts])
+    batch = {"tokens": random.integers(0, 50, (2, LENGTH), dtype=np.int32), "segment_ids": segments}
+    batch["positions"] = positions
+    config = {"bert": BertConfig, "gpt": GptConfig}[name](**shape, max_length=LENGTH)
+    params = unbox(config.encoder(50).init(jax.random.key(0), batch, deterministic=True))
+    there = (segments > 0)[..., None]
+
+    def states(attention):
+        model = dataclasses.replace(config, attention=attention).encoder(50)
+
+        def loss(params):
+            x = model.apply(params, batch, deterministic=True)
+            return jnp.sum(there * jnp.sin(x)), x
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    (expected, plain), (found, by_kernel) = states("xla"), states("splash")
+    np.testing.assert_allclose(np.where(there, by_kernel, 0), np.where(there, plain, 0), atol=2e-5)
+    assert_close(expected, found)
+
+
+def test_auto_takes_splash_attention_where_it_can_run_and_cudnn_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(attention_kernels, "_cudnn_says", lambda call: "")
     cases = {
         "xla": [
@@ -94,16 +128,15 @@ def test_auto_takes_the_kernel_of_the_platform_where_it_can_run(monkeypatch):
             {"split": ("config.mesh.sequence",)},
             {"keys": 256, "queries": 256},  # short
             {"platform": "tpu", "keys": 577, "queries": 577},
-            {"platform": "gpu", "dtype": "float32"},
-            {"platform": "gpu", "head_width": 12},
-            {"platform": "gpu", "queries": 77},
+            {"platform": "gpu"},
         ],
         "splash": [{"platform": "tpu"}, {"platform": "tpu", "dtype": "float32"}, {"platform": "tpu", "queries": 77}],
-        "cudnn": [{"platform": "gpu"}, {"platform": "gpu", "queries": 577, "keys": 577, "masked": False}],
     }
     for expected, changes in cases.items():
         for change in changes:
             assert chosen("auto", dataclasses.replace(ON_TPU, **change)) == expected, change
+    for change in ({}, {"queries": 577, "keys": 577, "masked": False}):
+        assert chosen("cudnn", dataclasses.replace(ON_TPU, platform="gpu", **change)) == "cudnn"
 
 
 @pytest.mark.parametrize(

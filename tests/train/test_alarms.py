@@ -19,8 +19,8 @@ from sslx.train.metrics import read_metrics
 WELL = {"eval/loss": 1.0, "features/std": 0.8, "features/rankme": 20.0}
 
 
-def objective(entropies=None, remedies=None, spreads=(), ranks=()):
-    watched = {"spreads": spreads, "ranks": ranks}
+def objective(entropies=None, remedies=None, spreads=(), ranks=(), balanced=False):
+    watched = {"spreads": spreads, "ranks": ranks, "balanced": balanced}
     return types.SimpleNamespace(entropies=lambda: entropies or {}, remedies=remedies or {}, **watched)
 
 
@@ -68,9 +68,9 @@ def test_a_collapse_of_what_the_objective_watches_beside_the_features_is_one():
 
 def test_few_directions_of_what_the_objective_watches_are_a_low_rank():
     of, config = objective(ranks=("projection_rank",)), AlarmsConfig(evaluations=1)
-    assert judged([{"eval/projection_rank": 9.0}, {"eval/projection_rank": 1.2}], config, of=of) == [[], ["low_rank"]]
-    line = Alarms().judge({**WELL, "eval/projection_rank": 1.2}, of, None, config)["low_rank"]
-    assert line.startswith("alarm: low_rank (projection_rank 1.20): ")
+    assert judged([{"eval/projection_rank": 1.3}, {"eval/projection_rank": 1.1}], config, of=of) == [[], ["low_rank"]]
+    line = Alarms().judge({**WELL, "eval/projection_rank": 1.1}, of, None, config)["low_rank"]
+    assert line.startswith("alarm: low_rank (projection_rank 1.10): ")
 
 
 def test_a_chance_of_0_has_a_band_of_its_own_and_an_unknown_one_none():
@@ -88,6 +88,9 @@ def test_a_teacher_that_says_the_same_of_all_rows_is_named_by_what_it_says(entro
     metrics = {"eval/teacher_entropy": entropy, "eval/teacher_kl": divergence}
     of = objective({"teacher_entropy": (math.log(64), "teacher_kl")})
     assert judged([metrics] * 3, of=of)[-1] == name
+    # Of what is shared out evenly, certain answers are good ones.
+    balanced = objective({"teacher_entropy": (math.log(64), "teacher_kl")}, balanced=True)
+    assert judged([metrics] * 3, of=balanced)[-1] == [one for one in name if one != "peaked"]
 
 
 def test_a_line_has_the_numbers_the_meaning_and_the_objective_s_own_remedy():
