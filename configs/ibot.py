@@ -3,7 +3,8 @@
 Command:   python -m sslx.main --config=configs/ibot.py
 Argument:  [SIZE][,data=SOURCE][,batch=ROWS], for example configs/ibot.py:base
 Default:   a small real job on glyphs, characters of matplotlib's fonts, with the encoder of configs/vit_mae.py, but
-           for patches of 8, of which local crops of 16 pixels have four; some two minutes on two idle cores.
+           for patches of 8, of which local crops of 16 pixels have four, balanced by Sinkhorn; some two minutes on two
+           idle cores.
 Sizes:     base is iBOT's for a ViT-S/16: 224 pixels and ten crops of 96, 1,024 pictures a step for 800 epochs of
            ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 8,192 prototypes; 77.9 % linear. For accelerators.
 """
