@@ -183,7 +183,9 @@ def _new_folder(folder: Path) -> Path:
 
 
 def _main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does: temporary folders go
+    # SIGTERM ends it as Ctrl-C does: temporary folders go. What a shell starts in the background would ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if flags.FLAGS.json == STDOUT:
         print(json.dumps(main(config, workdir).json(), indent=2), file=_stdout)
     else:
