@@ -1,6 +1,6 @@
 """solo-learn's recipes for CIFAR-10, as they are but for their size: twenty steps at batch 16 lower the loss.
 
-Of one pair of views: those of each step differ, and so do their losses by more than twenty steps change.
+On average over some pairs of views: those of each step differ, and so do their losses by more than twenty steps change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sslx.train.optimizer import make_optimizer
 from sslx.train.sharding import unbox
 from sslx.train.step import TrainState, make_gradient, make_train_step
 
-STEPS = 20
+STEPS, PAIRS = 20, 64
 # What the size of CIFAR-10 makes of them is built in test_configs.py.
 SMALL = {"data.image_size": 8, "model.image_size": 8, "model.depth": 10, "model.width": 2, "batch_size": 16}
 HEAD = {"hidden": 16, "out": 8}
@@ -31,7 +31,7 @@ FURTHER = {
 
 def trained(name):
     """Metrics of each step on one batch, at a tenth of the recipe's peak rate, as after a tenth of its warm-up; and the
-    loss of one pair of views before and after all of them."""
+    mean loss of some pairs of views before and after all of them."""
     config = load_config(CONFIGS / f"{name}.py", "cifar10")
     heads = [part for part in ("projector", "predictor") if part in config.pretext]
     changes = {f"pretext.{part}.{key}": value for part in heads for key, value in HEAD.items()}
@@ -52,10 +52,16 @@ def trained(name):
         state = TrainState(jnp.int32(0), params, variables["state"], optimizer.init(params))
         step, gradient = make_train_step(objective, optimizer, schedule, seed=0), make_gradient(objective)
         trained, metrics = jax.lax.scan(lambda state, _: step(state, batch), state, length=STEPS)
-        keys = (jax.random.key(1), jax.random.key(2))
-        of = lambda params: gradient(params, variables["state"], batch, keys, jnp.int32(0))[0]  # noqa: E731
-        both = jax.tree.map(lambda *of: jnp.stack(of), params, trained.params)
-        return metrics, *jax.lax.map(of, both)  # one after the other, compiled once
+
+        def loss(case):
+            keys, after = case
+            chosen = jax.tree.map(lambda *of: jnp.where(after, *of), trained.params, params)
+            return gradient(chosen, variables["state"], batch, tuple(keys), jnp.int32(0))[0]
+
+        keys = jax.random.split(jax.random.key(1), (PAIRS, 2))
+        cases = jnp.concatenate([keys, keys]), jnp.arange(2 * PAIRS) >= PAIRS
+        losses = jax.lax.map(loss, cases)  # one after the other, compiled once
+        return metrics, losses[:PAIRS], losses[PAIRS:]
 
     return jax.device_get(jax.jit(run)())
 
@@ -65,4 +71,4 @@ def test_twenty_steps_of_a_recipe_lower_its_loss(name):
     metrics, before, after = trained(name)
     assert np.isfinite(metrics["loss"]).all()
     assert np.isfinite(metrics["grad_norm"]).all()
-    assert after < before
+    assert after.mean() < before.mean()
