@@ -22,9 +22,8 @@ class ViewSource(Protocol):
 
     modality: ClassVar[str]  # as `Objective.modality`
     models: ClassVar[tuple[str, ...]]  # whose name in ``config.model`` means this modality
-    fields: ClassVar[
-        tuple[str, ...]
-    ]  # of a row, which no one looks at after its views were made; all have the rows' axis
+    # Of a row, which no one looks at after its views were made; all have the rows' axis.
+    fields: ClassVar[tuple[str, ...]]
 
     model: Any  # the encoder's config, with ``batch_norm`` and ``features_width``
     config: Any  # of the views

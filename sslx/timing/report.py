@@ -35,7 +35,7 @@ def show(found: Result, console: Console) -> None:
     peak = "none published" if found.peak is None else f"{found.shares['of_peak']:.1%} of {_flops(found.peak)}/s (bf16)"
     _line(console, "  of the peak", peak)
     product = f"{found.shares['of_product']:.1%} of {_flops(found.product.median)}/s"
-    quartiles = f"{_flops(found.product.low)} to {_flops(found.product.high)}"
+    quartiles = f"{_flops(found.product.low)}/s to {_flops(found.product.high)}/s"
     squares = f"{found.product_size} x {found.product_size} {found.precision}, {quartiles}"
     _line(console, "  of a product", f"{product} ({squares}, median and quartiles of {found.product.count})")
     compiled = found.compilation

@@ -30,7 +30,7 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     special = tuple(range(5))
     words = Vocabulary(VOCABULARY, *special[:2], *special[2:], special, bytes(VOCABULARY), "benchmark")
     objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), model, words, None)
-    shape = (arguments.rows or ROWS, LENGTH)
+    shape = (arguments.rows, LENGTH)
     tokens = np.random.default_rng(0).integers(5, VOCABULARY, shape, dtype=np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions}
@@ -50,26 +50,14 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
         num_attention_heads=HEADS,
         intermediate_size=MLP,
     )
-    model = BertForMaskedLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
-    tokens = torch.randint(5, VOCABULARY, (arguments.rows or ROWS, LENGTH))
+    model, tokens = BertForMaskedLM(config), torch.randint(5, VOCABULARY, (arguments.rows, LENGTH))
     labels = torch.where(torch.rand(tokens.shape) < MASKED, tokens, -100)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    def loss() -> torch.Tensor:
+        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss
 
-    return time_torch(step, arguments.steps)
+    return time_torch(model, loss, arguments.steps, lr=1e-4, weight_decay=0.01)
 
 
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        __file__,
-        sslx=measure_sslx,
-        torch=measure_torch,
-        amount=lambda arguments: (arguments.rows or ROWS) * LENGTH,
-        unit="tokens",
-    )
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS, each=LENGTH, unit="tokens")

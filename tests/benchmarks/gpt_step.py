@@ -14,9 +14,10 @@ machine. ``--torch-python`` names another interpreter for the peer if torch is n
 from __future__ import annotations
 
 import argparse
+import functools
 
 import numpy as np
-from peers import compare, time_sslx, time_torch
+from peers import compare, time_sslx, time_torch, torch_block
 
 LAYERS, WIDTH, HEADS, VOCABULARY, ROWS, LENGTH, DROPOUT = 6, 384, 6, 65, 16, 256, 0.2
 
@@ -40,7 +41,7 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     )
     words = Vocabulary(VOCABULARY, *[None] * 5, (), bytes(VOCABULARY), "benchmark")
     objective = CausalLanguageModel(CausalLanguageModelConfig(), model, words, None)
-    shape = (arguments.rows or ROWS, LENGTH)
+    shape = (arguments.rows, LENGTH)
     drawn = np.random.default_rng(0).integers(0, VOCABULARY, (shape[0], LENGTH + 1), dtype=np.int32)
     batch = {
         "tokens": drawn[:, :-1],
@@ -57,26 +58,13 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     from torch import nn
     from torch.nn import functional
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norms = nn.ModuleList(nn.LayerNorm(WIDTH, bias=False) for _ in range(2))
-            self.into_heads, self.out_of_heads = (nn.Linear(WIDTH, n * WIDTH, bias=False) for n in (3, 1))
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rows, length, _ = x.shape
-            split = self.into_heads(self.norms[0](x)).view(rows, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-            seen = functional.scaled_dot_product_attention(*split, dropout_p=DROPOUT, is_causal=True)
-            seen = self.out_of_heads(seen.transpose(1, 2).reshape(x.shape))
-            x = x + functional.dropout(seen, DROPOUT)
-            return x + functional.dropout(self.down(functional.gelu(self.up(self.norms[1](x)))), DROPOUT)
+    block = functools.partial(torch_block, WIDTH, HEADS, dropout=DROPOUT, causal=True, bias=False)
 
     class Gpt(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH)
-            self.blocks, self.norm = nn.ModuleList(Block() for _ in range(LAYERS)), nn.LayerNorm(WIDTH, bias=False)
+            self.blocks, self.norm = nn.ModuleList(block() for _ in range(LAYERS)), nn.LayerNorm(WIDTH, bias=False)
 
         def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             x = functional.dropout(self.words(tokens) + self.places.weight, DROPOUT)
@@ -86,25 +74,10 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     torch.manual_seed(0)
-    model = Gpt().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
-    drawn = torch.randint(0, VOCABULARY, (arguments.rows or ROWS, LENGTH + 1))
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model(drawn[:, :-1], drawn[:, 1:]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return time_torch(step, arguments.steps)
+    model, drawn = Gpt(), torch.randint(0, VOCABULARY, (arguments.rows, LENGTH + 1))
+    adamw = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    return time_torch(model, lambda: model(drawn[:, :-1], drawn[:, 1:]), arguments.steps, **adamw)
 
 
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        __file__,
-        sslx=measure_sslx,
-        torch=measure_torch,
-        amount=lambda arguments: (arguments.rows or ROWS) * LENGTH,
-        unit="tokens",
-    )
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS, each=LENGTH, unit="tokens")

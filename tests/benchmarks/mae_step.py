@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from peers import compare, time_sslx, time_torch
+from peers import compare, time_sslx, time_torch, torch_block
 
 SIDE, PATCH, LAYERS, WIDTH, HEADS, ROWS = 32, 4, 12, 192, 3, 128
 DECODER_LAYERS, DECODER_WIDTH, DECODER_HEADS, HIDDEN = 4, 128, 4, 0.75
@@ -46,7 +46,7 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
         decoder_heads=DECODER_HEADS,
         augment=NONE,
     )
-    shape = (arguments.rows or ROWS, SIDE, SIDE, 3)
+    shape = (arguments.rows, SIDE, SIDE, 3)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
     optimizer = {"learning_rate": 1.5e-3, "beta2": 0.95, "weight_decay": 0.05, "clip_norm": None}
     return time_sslx(Mae(pretext, model, cropped=False), batch, arguments.steps, **optimizer)
@@ -56,21 +56,6 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     """The same model in PyTorch."""
     import torch
     from torch import nn
-    from torch.nn import functional
-
-    class Block(nn.Module):
-        def __init__(self, width: int, heads: int) -> None:
-            super().__init__()
-            self.heads, self.norms = heads, nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-            self.into_heads, self.out_of_heads = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rows, length, _ = x.shape
-            split = self.into_heads(self.norms[0](x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            seen = functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(x.shape)
-            x = x + self.out_of_heads(seen)
-            return x + self.down(functional.gelu(self.up(self.norms[1](x))))
 
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
@@ -82,8 +67,8 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             # Fixed: their values do not change the time of a step.
             self.register_buffer("places", torch.randn(1, patches, WIDTH))
             self.register_buffer("decoder_places", torch.randn(1, 1 + patches, DECODER_WIDTH))
-            self.encoder = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(LAYERS))
-            self.decoder = nn.ModuleList(Block(DECODER_WIDTH, DECODER_HEADS) for _ in range(DECODER_LAYERS))
+            self.encoder = nn.ModuleList(torch_block(WIDTH, HEADS) for _ in range(LAYERS))
+            self.decoder = nn.ModuleList(torch_block(DECODER_WIDTH, DECODER_HEADS) for _ in range(DECODER_LAYERS))
             self.norm, self.decoder_norm = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(DECODER_WIDTH, eps=1e-6)
             self.paint = nn.Linear(DECODER_WIDTH, values)
 
@@ -110,24 +95,10 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             return torch.gather(errors, 1, order[:, kept:]).mean()
 
     torch.manual_seed(0)
-    model = Autoencoder().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    images = torch.rand(arguments.rows or ROWS, SIDE, SIDE, 3)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model(images).backward()
-        optimizer.step()
-
-    return time_torch(step, arguments.steps)
+    model, images = Autoencoder(), torch.rand(arguments.rows, SIDE, SIDE, 3)
+    adamw = {"lr": 1.5e-3, "betas": (0.9, 0.95), "weight_decay": 0.05}
+    return time_torch(model, lambda: model(images), arguments.steps, clip=None, **adamw)
 
 
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        __file__,
-        sslx=measure_sslx,
-        torch=measure_torch,
-        amount=lambda arguments: arguments.rows or ROWS,
-        unit="pictures",
-    )
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS)

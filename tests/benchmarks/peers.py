@@ -23,7 +23,7 @@ Measure = Callable[[argparse.Namespace], dict[str, float]]
 
 
 def compare(
-    doc: str, file: str, *, sslx: Measure, torch: Measure, amount: Callable[[argparse.Namespace], int], unit: str
+    doc: str, file: str, *, sslx: Measure, torch: Measure, rows: int, each: int = 1, unit: str = "pictures"
 ) -> None:
     """Lets both sides take turns and prints what each gets through in a second, and the ratio.
 
@@ -32,11 +32,12 @@ def compare(
       file: The benchmark's file.
       sslx: Measures this side.
       torch: Measures the peer's.
-      amount: What a step gets through.
+      rows: Of a batch.
+      each: What a row counts for.
       unit: Of that.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, help="of a batch; default: the benchmark's own")
+    parser.add_argument("--rows", type=int, default=rows, help="of a batch")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after two that are not")
     parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader, if it has one")
@@ -46,8 +47,7 @@ def compare(
     if arguments.side:
         print(json.dumps({"sslx": sslx, "torch": torch}[arguments.side](arguments)))
         return
-    values = {name: getattr(arguments, name) for name in ("rows", "steps", "workers")}
-    given = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    given = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "steps", "workers")]
     turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
     for turn in range(arguments.turns):
         for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
@@ -57,7 +57,7 @@ def compare(
             found = json.loads(output.splitlines()[-1])
             turns[side].append(found)
             rest = "".join(f", {name} {value:.3g}" for name, value in found.items() if name != "seconds")
-            print(f"turn {turn} {side:<5} {amount(arguments) / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
+            print(f"turn {turn} {side:<5} {arguments.rows * each / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
     pairs = zip(turns["torch"], turns["sslx"], strict=True)
     print(f"ratio {spread([peer['seconds'] / ours['seconds'] for peer, ours in pairs])}")
     if "share_of_product" in turns["sslx"][0]:
@@ -121,11 +121,41 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
     }
 
 
-def time_torch(step: Callable[[], None], steps: int) -> dict[str, float]:
-    """Seconds of the peer's step."""
-    seconds = []
+def time_torch(
+    model: Any, loss: Callable[[], Any], steps: int, *, clip: float | None = 1.0, **adamw: Any
+) -> dict[str, float]:
+    """Seconds of a step of a PyTorch model: gradients of ``loss()``, clipped to a norm, and AdamW."""
+    import torch
+
+    optimizer, seconds = torch.optim.AdamW(model.train().parameters(), **adamw), []
     for _ in range(steps + 2):
         begin = time.perf_counter()
-        step()
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
         seconds.append(time.perf_counter() - begin)
     return {"seconds": statistics.median(seconds[2:])}
+
+
+def torch_block(width: int, heads: int, *, dropout: float = 0.0, causal: bool = False, bias: bool = True) -> Any:
+    """A pre-norm transformer block in PyTorch, with its own attention and exact GELU."""
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(width, bias=bias) for _ in range(2))
+            self.into_heads, self.out_of_heads = (nn.Linear(width, n * width, bias=bias) for n in (3, 1))
+            self.up, self.down = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows, length, _ = x.shape
+            split = self.into_heads(self.norms[0](x)).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            seen = functional.scaled_dot_product_attention(*split, dropout_p=dropout, is_causal=causal)
+            x = x + functional.dropout(self.out_of_heads(seen.transpose(1, 2).reshape(x.shape)), dropout)
+            return x + functional.dropout(self.down(functional.gelu(self.up(self.norms[1](x)))), dropout)
+
+    return Block()

@@ -55,7 +55,7 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
     from sslx.train.sharding import on_mesh
 
     configure()
-    rows, steps = arguments.rows or ROWS, arguments.steps
+    rows, steps = arguments.rows, arguments.steps
     config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
     with config.unlocked():
         config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
@@ -93,7 +93,7 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
     from torchvision import datasets, models, transforms
 
     torch.manual_seed(0)
-    rows, steps, workers = arguments.rows or ROWS, arguments.steps, arguments.workers
+    rows, steps, workers = arguments.rows, arguments.steps, arguments.workers
     one = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIDE, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -156,11 +156,4 @@ def with_pictures(measure: Callable[[Path, argparse.Namespace], Found]) -> Calla
 
 
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        __file__,
-        sslx=with_pictures(measure_sslx),
-        torch=with_pictures(measure_torch),
-        amount=lambda arguments: arguments.rows or ROWS,
-        unit="pictures",
-    )
+    compare(__doc__, __file__, sslx=with_pictures(measure_sslx), torch=with_pictures(measure_torch), rows=ROWS)
