@@ -6,9 +6,10 @@ not. It touches neither data nor files, so that ``sslx.plan`` compiles for a pod
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -87,11 +88,12 @@ class Program:
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
         # Replicated, so that every host reads all sums and all rows.
-        self.eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
-        self.predict_step = jax.jit(predict, out_shardings=everywhere)
-        self.features_step = jax.jit(features, out_shardings=everywhere)
-        self.remember_step = jax.jit(objective.remember, out_shardings=everywhere)
-        self.compare_step = jax.jit(objective.compare, out_shardings=everywhere)
+        self._eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
+        self.eval_step = self._one_at_a_time(self._eval_step)
+        self.predict_step = self._one_at_a_time(jax.jit(predict, out_shardings=everywhere))
+        self.features_step = self._one_at_a_time(jax.jit(features, out_shardings=everywhere))
+        self.remember_step = self._one_at_a_time(jax.jit(objective.remember, out_shardings=everywhere))
+        self.compare_step = self._one_at_a_time(jax.jit(objective.compare, out_shardings=everywhere))
 
     @property
     def parameters(self) -> int:
@@ -116,7 +118,7 @@ class Program:
         """The evaluation step, ready to compile for the mesh's devices."""
         valid = jax.ShapeDtypeStruct((self.config.batch_size,), jnp.float32, sharding=self.batch_sharding)
         with sharding.on_mesh(self.mesh):
-            return self.eval_step.lower(
+            return self._eval_step.lower(
                 self.abstract.params, self.abstract.state, self.abstract_batch | {"valid": valid}
             )
 
@@ -147,6 +149,17 @@ class Program:
         return state.replace(
             params=overlay(state.params, given), state={**state.state, **kept} if kept else state.state
         )
+
+    def _one_at_a_time(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A step that, on several CPU devices, waits for its own end.
+
+        CPU devices share a pool of about as many threads. Steps of which none needs another's results, as those of an
+        evaluation, can each hold some of them while they wait for the others in a collective: for ever, which XLA ends
+        after 40 seconds by aborting the process. Training steps need each other's state, and never do.
+        """
+        if self.mesh.size == 1 or self.mesh.devices.flat[0].platform != "cpu":
+            return step
+        return functools.wraps(step)(lambda *arguments: jax.block_until_ready(step(*arguments)))
 
     def _split_over_tensor(self) -> dict[int, str]:
         """The sizes that the config gives the axes that activations are split over tensor by, with their keys."""

@@ -17,6 +17,7 @@ from sslx.session import run_config
 from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.program import Program
+from sslx.train.step import finish_means
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,20 @@ def test_heads_that_do_not_divide_are_told_once_and_by_name(tiny_config):
     program.lower_train()
     (line,) = program.undivided  # of all positions and of those that are predicted
     assert line.startswith("config.model.heads=2 is not split evenly 4 ways over tensor (activations (")
+
+
+def test_hundreds_of_evaluation_steps_need_not_be_read_one_by_one(tiny_config):
+    # Simulated devices share threads: this many collectives at once held each other up for ever.
+    written = tiny_config("bert_mlm", {"mesh.tensor": 2, "mesh.data": 4, "model.layers": 1, "batch_size": 8}).to_dict()
+    config = run_config(written, "pretext")
+    program = Program(config, *MaskedLanguageModel.abstract(written), sharding.make_mesh(config.mesh))
+    with sharding.on_mesh(program.mesh):
+        state = program.fresh()
+        batch = {
+            name: jax.device_put(np.ones(shape, program.abstract_batch[name].dtype), program.batch_sharding)
+            for name, shape in program.batch_shapes.items()
+        }
+        batch["valid"] = jax.device_put(np.ones(config.batch_size, np.float32), program.batch_sharding)
+        for _ in range(300):
+            means = program.eval_step(state.params, state.state, batch)
+        assert np.isfinite(finish_means(jax.device_get(means))["loss"])
