@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sslx.compiler import compiler_options
 from sslx.config import checked
 from sslx.errors import UserError
 from sslx.inference.loading import LoadedRun
@@ -52,7 +53,10 @@ class Answerer:
         """The jitted function of a verb."""
         key = verb.compiled_as
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(lambda variables, batch: key.compute(self.run, variables, batch))
+            self._compiled[key] = jax.jit(
+                lambda variables, batch: key.compute(self.run, variables, batch),
+                compiler_options=compiler_options(jax.default_backend()),
+            )
         return self._compiled[key]
 
     def _task_answers(self, verb: TaskRows, inputs: Sequence[Any], batch_size: int) -> Iterator[Any]:

@@ -119,13 +119,22 @@ class Block(nn.Module):
         y = x
         for number, (kernel, stride) in enumerate(inner):
             y = self.conv(self.features, kernel, stride, f"conv_{number}")(y)
-            y = nn.relu(self.norm(name=f"conv_{number}_norm")(y))
+            y = relu(self.norm(name=f"conv_{number}_norm")(y))
         y = self.conv(out, 1 if self.bottleneck else 3, 1, "conv_out")(y)
         # At 0 each block begins as its shortcut (arXiv 1706.02677).
         y = self.norm(name="conv_out_norm", scale_init=boxed(nn.initializers.zeros, ("norm",)))(y)
         if x.shape != y.shape:
             x = self.norm(name="shortcut_norm")(self.conv(out, 1, self.stride, "shortcut")(x))
-        return nn.relu(x + y)
+        return relu(x + y)
+
+
+def relu(x: Array) -> Array:
+    """``max(x, 0)``, of which XLA makes an array once.
+
+    As a maximum it is taken for something cheap, and made anew, with all additions and normalisations back to the last
+    convolutions, wherever the backward pass reads it; on CPU that was an eighth of the training step.
+    """
+    return jnp.where(x <= 0, 0, x)  # not x > 0: NaN stays NaN
 
 
 def boxed(init: Any, axes: tuple[str | None, ...]) -> Any:
@@ -170,10 +179,10 @@ class Resnet(nn.Module):
         x = normalised(batch["image"], config.pixel_mean, config.pixel_std).astype(dtype)
         x = nn.with_logical_constraint(x, ("act_batch", None, None, None))
         if config.stem == "imagenet":
-            x = nn.relu(norm("stem_norm")(conv(config.width, 7, 2, "stem")(x)))
+            x = relu(norm("stem_norm")(conv(config.width, 7, 2, "stem")(x)))
             x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
         else:
-            x = nn.relu(norm("stem_norm")(conv(config.width, 3, 1, "stem")(x)))
+            x = relu(norm("stem_norm")(conv(config.width, 3, 1, "stem")(x)))
         blocks, bottleneck = DEPTHS[config.depth]
         for stage, count in enumerate(blocks):
             for block in range(count):

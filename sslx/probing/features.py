@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sslx.compiler import compiler_options
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
@@ -23,7 +25,7 @@ class Encoder:
     """Encodes rows, in batches of one shape, by a function of variables and a batch: such as ``Objective.encode``."""
 
     def __init__(self, encode: Callable[[Any, dict[str, Any]], Array], batch_size: int):
-        self._encode = jax.jit(encode)
+        self._encode = jax.jit(encode, compiler_options=compiler_options(jax.default_backend()))
         self._batch_size = batch_size
 
     def __call__(self, variables: Any, rows: Any) -> Labelled:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from sslx.compiler import compiler_options
 from sslx.objective import Batch, Objective
 from sslx.settings import RunConfig
 from sslx.train import sharding
@@ -86,14 +87,18 @@ class Program:
             return whole, jnp.stack(seen, axis=1) if seen else jnp.zeros((len(whole), 0, whole.shape[-1]))
 
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
+        options = compiler_options(mesh.devices.flat[0].platform)
+        self.train_step = jax.jit(
+            train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere), compiler_options=options
+        )
         # Replicated, so that every host reads all sums and all rows.
-        self._eval_step = jax.jit(make_eval_step(objective, seed=config.seed), out_shardings=everywhere)
+        compiled = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
+        self._eval_step = compiled(make_eval_step(objective, seed=config.seed))
         self.eval_step = self._one_at_a_time(self._eval_step)
-        self.predict_step = self._one_at_a_time(jax.jit(predict, out_shardings=everywhere))
-        self.features_step = self._one_at_a_time(jax.jit(features, out_shardings=everywhere))
-        self.remember_step = self._one_at_a_time(jax.jit(objective.remember, out_shardings=everywhere))
-        self.compare_step = self._one_at_a_time(jax.jit(objective.compare, out_shardings=everywhere))
+        self.predict_step = self._one_at_a_time(compiled(predict))
+        self.features_step = self._one_at_a_time(compiled(features))
+        self.remember_step = self._one_at_a_time(compiled(objective.remember))
+        self.compare_step = self._one_at_a_time(compiled(objective.compare))
 
     @property
     def parameters(self) -> int:

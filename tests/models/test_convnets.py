@@ -12,7 +12,7 @@ from goldens.drawn_weights import drawn, drawn_images
 
 from sslx.errors import UserError
 from sslx.models.convnext import SIZES, ConvnextConfig
-from sslx.models.resnet import ResnetConfig
+from sslx.models.resnet import ResnetConfig, relu
 from sslx.settings import MeshConfig
 from sslx.train import sharding
 from sslx.train.sharding import PARAMETER_AXES, is_box, parameter_name, unbox
@@ -217,3 +217,11 @@ def test_a_convnext_that_cannot_be():
         ConvnextConfig(pixel_std=(0.5, 0.5))
     with pytest.raises(UserError, match="layer_scale is -1"):
         ConvnextConfig(layer_scale=-1.0)
+
+
+def test_relu_is_the_maximum_with_its_gradient_and_lets_nan_through():
+    x = jnp.array([-1.5, -0.0, 0.0, 2.0, jnp.inf, -jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+    assert relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    gradient = jax.vmap(jax.grad(relu))(x[:4])
+    np.testing.assert_array_equal(gradient, [0, 0, 0, 1])
