@@ -5,9 +5,13 @@ attention probabilities, AdamW, clip 1.0, float32, labels on 15 % of the tokens.
 masks drawn inside it; the peer gets ready-made inputs and is PyTorch eager, as its users run it.
 
     pip install -e ".[peers]" && python tests/benchmarks/bert_step.py
+    python tests/benchmarks/bert_step.py --torch-dtype=bfloat16               # each at its best precision on this CPU
+    python tests/benchmarks/bert_step.py --size=base --dtype=bfloat16 --attention=cudnn \\
+        --torch-device=cuda --torch-dtype=bfloat16 --torch-compile            # on a GPU; --size=large as well
 
-The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns. Use an otherwise idle
-machine. ``--torch-python`` names another interpreter for the peer if torch is not installed in this one.
+Larger sizes drop nothing from attention probabilities, as flash attention has it. The two sides take turns; medians of
+``--steps`` steps a turn, spread over ``--turns`` turns. Use an otherwise idle machine. ``--torch-python`` names another
+interpreter for the peer if torch is not installed in this one.
 """
 
 from __future__ import annotations
@@ -15,9 +19,14 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from peers import compare, time_sslx, time_torch
+from peers import Size, compare, time_sslx, time_torch
 
-LAYERS, WIDTH, HEADS, MLP, VOCABULARY, ROWS, LENGTH, MASKED = 4, 512, 8, 2048, 30522, 32, 128, 0.15
+MASKED = 0.15
+SIZES = {
+    "small": Size(32, 4, 512, 8, 30522, 128, dropout=0.1),
+    "base": Size(64, 12, 768, 12, 30522, 512),
+    "large": Size(32, 24, 1024, 16, 30522, 512),
+}
 
 
 def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
@@ -26,15 +35,25 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     from sslx.models.bert import BertConfig
     from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
 
-    model = BertConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP, dropout=0.1, attention_dropout=0.1)
+    size = arguments.size
+    model = BertConfig(
+        layers=size.layers,
+        width=size.width,
+        heads=size.heads,
+        mlp_width=4 * size.width,
+        dropout=0.1,
+        attention_dropout=size.dropout,
+        dtype=arguments.dtype,
+        attention=arguments.attention,
+    )
     special = tuple(range(5))
-    words = Vocabulary(VOCABULARY, *special[:2], *special[2:], special, bytes(VOCABULARY), "benchmark")
+    words = Vocabulary(size.vocabulary, *special[:2], *special[2:], special, bytes(size.vocabulary), "benchmark")
     objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), model, words, None)
-    shape = (arguments.rows, LENGTH)
-    tokens = np.random.default_rng(0).integers(5, VOCABULARY, shape, dtype=np.int32)
-    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape)
+    shape = (size.rows, size.length)
+    tokens = np.random.default_rng(0).integers(5, size.vocabulary, shape, dtype=np.int32)
+    positions = np.broadcast_to(np.arange(size.length, dtype=np.int32), shape)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions}
-    return time_sslx(objective, batch, arguments.steps, learning_rate=1e-4)
+    return time_sslx(objective, batch, arguments, learning_rate=1e-4)
 
 
 def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
@@ -42,22 +61,30 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
-    torch.manual_seed(0)
+    size = arguments.size
     config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=MLP,
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.width,
+        attention_probs_dropout_prob=size.dropout,
     )
-    model, tokens = BertForMaskedLM(config), torch.randint(5, VOCABULARY, (arguments.rows, LENGTH))
-    labels = torch.where(torch.rand(tokens.shape) < MASKED, tokens, -100)
 
-    def loss() -> torch.Tensor:
-        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss
+    def inputs() -> dict[str, torch.Tensor]:
+        tokens = torch.randint(5, size.vocabulary, (size.rows, size.length))
+        labels = torch.where(torch.rand(tokens.shape) < MASKED, tokens, -100)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
-    return time_torch(model, loss, arguments.steps, lr=1e-4, weight_decay=0.01)
+    return time_torch(
+        lambda: BertForMaskedLM(config),
+        inputs,
+        lambda model, given: model(**given).loss,
+        arguments,
+        lr=1e-4,
+        weight_decay=0.01,
+    )
 
 
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS, each=LENGTH, unit="tokens")
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, sizes=SIZES, unit="tokens")

@@ -6,6 +6,8 @@ with betas 0.9 and 0.99, weight decay 0.1, clip 1.0, float32. The peer is writte
 PyTorch's own attention; it is eager, as nanoGPT runs on a CPU.
 
     pip install -e ".[peers]" && python tests/benchmarks/gpt_step.py
+    python tests/benchmarks/gpt_step.py --size=124m --dtype=bfloat16 --attention=cudnn \\
+        --torch-device=cuda --torch-dtype=bfloat16 --torch-compile            # on a GPU: GPT-2, nothing dropped
 
 The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns. Use an otherwise idle
 machine. ``--torch-python`` names another interpreter for the peer if torch is not installed in this one.
@@ -17,9 +19,12 @@ import argparse
 import functools
 
 import numpy as np
-from peers import compare, time_sslx, time_torch, torch_block
+from peers import Size, compare, time_sslx, time_torch, torch_block
 
-LAYERS, WIDTH, HEADS, VOCABULARY, ROWS, LENGTH, DROPOUT = 6, 384, 6, 65, 16, 256, 0.2
+SIZES = {
+    "characters": Size(16, 6, 384, 6, 65, 256, dropout=0.2),
+    "124m": Size(16, 12, 768, 12, 50304, 1024),
+}
 
 
 def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
@@ -28,28 +33,31 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     from sslx.models.gpt import GptConfig
     from sslx.pretext.clm import CausalLanguageModel, CausalLanguageModelConfig
 
+    size = arguments.size
     model = GptConfig(
-        layers=LAYERS,
-        width=WIDTH,
-        heads=HEADS,
-        mlp_width=4 * WIDTH,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
+        layers=size.layers,
+        width=size.width,
+        heads=size.heads,
+        mlp_width=4 * size.width,
+        dropout=size.dropout,
+        attention_dropout=size.dropout,
         bias=False,
-        max_length=LENGTH,
+        max_length=size.length,
         activation="gelu",
+        dtype=arguments.dtype,
+        attention=arguments.attention,
     )
-    words = Vocabulary(VOCABULARY, *[None] * 5, (), bytes(VOCABULARY), "benchmark")
+    words = Vocabulary(size.vocabulary, *[None] * 5, (), bytes(size.vocabulary), "benchmark")
     objective = CausalLanguageModel(CausalLanguageModelConfig(), model, words, None)
-    shape = (arguments.rows, LENGTH)
-    drawn = np.random.default_rng(0).integers(0, VOCABULARY, (shape[0], LENGTH + 1), dtype=np.int32)
+    shape = (size.rows, size.length)
+    drawn = np.random.default_rng(0).integers(0, size.vocabulary, (size.rows, size.length + 1), dtype=np.int32)
     batch = {
         "tokens": drawn[:, :-1],
         "targets": drawn[:, 1:],
         "segment_ids": np.ones(shape, np.int32),
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape),
+        "positions": np.broadcast_to(np.arange(size.length, dtype=np.int32), shape),
     }
-    return time_sslx(objective, batch, arguments.steps, learning_rate=1e-3, beta2=0.99, weight_decay=0.1)
+    return time_sslx(objective, batch, arguments, learning_rate=1e-3, beta2=0.99, weight_decay=0.1)
 
 
 def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
@@ -58,26 +66,33 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     from torch import nn
     from torch.nn import functional
 
-    block = functools.partial(torch_block, WIDTH, HEADS, dropout=DROPOUT, causal=True, bias=False)
+    size = arguments.size
+    block = functools.partial(torch_block, size.width, size.heads, dropout=size.dropout, causal=True, bias=False)
 
     class Gpt(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH)
-            self.blocks, self.norm = nn.ModuleList(block() for _ in range(LAYERS)), nn.LayerNorm(WIDTH, bias=False)
+            self.words, self.places = (nn.Embedding(rows, size.width) for rows in (size.vocabulary, size.length))
+            self.blocks = nn.ModuleList(block() for _ in range(size.layers))
+            self.norm = nn.LayerNorm(size.width, bias=False)
 
         def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            x = functional.dropout(self.words(tokens) + self.places.weight, DROPOUT)
+            x = functional.dropout(self.words(tokens) + self.places.weight, size.dropout)
             for block in self.blocks:
                 x = block(x)
             logits = self.norm(x) @ self.words.weight.T
             return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    torch.manual_seed(0)
-    model, drawn = Gpt(), torch.randint(0, VOCABULARY, (arguments.rows, LENGTH + 1))
-    adamw = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    return time_torch(model, lambda: model(drawn[:, :-1], drawn[:, 1:]), arguments.steps, **adamw)
+    return time_torch(
+        Gpt,
+        lambda: torch.randint(0, size.vocabulary, (size.rows, size.length + 1)),
+        lambda model, drawn: model(drawn[:, :-1], drawn[:, 1:]),
+        arguments,
+        lr=1e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.1,
+    )
 
 
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS, each=LENGTH, unit="tokens")
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, sizes=SIZES, unit="tokens")

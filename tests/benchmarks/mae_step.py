@@ -7,6 +7,8 @@ crops. The peer is written here from the paper (arXiv 2111.06377), with PyTorch'
 paints all patches, as the published one does, of which the loss takes the hidden ones.
 
     pip install -e ".[peers]" && python tests/benchmarks/mae_step.py
+    python tests/benchmarks/mae_step.py --size=base --dtype=bfloat16 --torch-device=cuda --torch-dtype=bfloat16 \\
+        --torch-compile            # on a GPU: ViT-B/16 at 224 pixels, a decoder of 8 x 512
 
 The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns. Use an otherwise idle
 machine. ``--torch-python`` names another interpreter for the peer if torch is not installed in this one.
@@ -15,12 +17,28 @@ machine. ``--torch-python`` names another interpreter for the peer if torch is n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import numpy as np
-from peers import compare, time_sslx, time_torch, torch_block
+from peers import Size, compare, time_sslx, time_torch, torch_block
 
-SIDE, PATCH, LAYERS, WIDTH, HEADS, ROWS = 32, 4, 12, 192, 3, 128
-DECODER_LAYERS, DECODER_WIDTH, DECODER_HEADS, HIDDEN = 4, 128, 4, 0.75
+HIDDEN = 0.75
+SIZES = {"tiny": Size(128, 12, 192, 3), "base": Size(128, 12, 768, 12)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What `Size` does not say."""
+
+    side: int
+    patch: int
+    decoder_layers: int
+    decoder_width: int
+    decoder_heads: int
+
+    @classmethod
+    def of(cls, size: Size) -> Rest:
+        return cls(32, 4, 4, 128, 4) if size.width == SIZES["tiny"].width else cls(224, 16, 8, 512, 16)
 
 
 def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
@@ -29,27 +47,31 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     from sslx.models.vit import VitConfig
     from sslx.pretext.mae import Mae, MaeConfig
 
+    size = arguments.size
+    rest = Rest.of(size)
     model = VitConfig(
-        layers=LAYERS,
-        width=WIDTH,
-        heads=HEADS,
-        mlp_width=4 * WIDTH,
-        image_size=SIDE,
-        patch_size=PATCH,
+        layers=size.layers,
+        width=size.width,
+        heads=size.heads,
+        mlp_width=4 * size.width,
+        image_size=rest.side,
+        patch_size=rest.patch,
         positions="sincos",
         init="xavier",
+        dtype=arguments.dtype,
+        attention=arguments.attention,
     )
     pretext = MaeConfig(
         mask_ratio=HIDDEN,
-        decoder_layers=DECODER_LAYERS,
-        decoder_width=DECODER_WIDTH,
-        decoder_heads=DECODER_HEADS,
+        decoder_layers=rest.decoder_layers,
+        decoder_width=rest.decoder_width,
+        decoder_heads=rest.decoder_heads,
         augment=NONE,
     )
-    shape = (arguments.rows, SIDE, SIDE, 3)
+    shape = (size.rows, rest.side, rest.side, 3)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
     optimizer = {"learning_rate": 1.5e-3, "beta2": 0.95, "weight_decay": 0.05, "clip_norm": None}
-    return time_sslx(Mae(pretext, model, cropped=False), batch, arguments.steps, **optimizer)
+    return time_sslx(Mae(pretext, model, cropped=False), batch, arguments, **optimizer)
 
 
 def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
@@ -57,36 +79,44 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from torch import nn
 
+    size = arguments.size
+    rest = Rest.of(size)
+    wide, thin = size.width, rest.decoder_width
+
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            patches, values = (SIDE // PATCH) ** 2, 3 * PATCH**2
-            self.embed, self.narrow = nn.Linear(values, WIDTH), nn.Linear(WIDTH, DECODER_WIDTH)
-            self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, WIDTH))
-            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, DECODER_WIDTH))
+            patches, values = (rest.side // rest.patch) ** 2, 3 * rest.patch**2
+            self.embed, self.narrow = nn.Linear(values, wide), nn.Linear(wide, thin)
+            self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, wide))
+            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, thin))
             # Fixed: their values do not change the time of a step.
-            self.register_buffer("places", torch.randn(1, patches, WIDTH))
-            self.register_buffer("decoder_places", torch.randn(1, 1 + patches, DECODER_WIDTH))
-            self.encoder = nn.ModuleList(torch_block(WIDTH, HEADS) for _ in range(LAYERS))
-            self.decoder = nn.ModuleList(torch_block(DECODER_WIDTH, DECODER_HEADS) for _ in range(DECODER_LAYERS))
-            self.norm, self.decoder_norm = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(DECODER_WIDTH, eps=1e-6)
-            self.paint = nn.Linear(DECODER_WIDTH, values)
+            self.register_buffer("places", torch.randn(1, patches, wide))
+            self.register_buffer("decoder_places", torch.randn(1, 1 + patches, thin))
+            self.encoder = nn.ModuleList(torch_block(wide, size.heads) for _ in range(size.layers))
+            self.decoder = nn.ModuleList(torch_block(thin, rest.decoder_heads) for _ in range(rest.decoder_layers))
+            self.norm, self.decoder_norm = nn.LayerNorm(wide, eps=1e-6), nn.LayerNorm(thin, eps=1e-6)
+            self.paint = nn.Linear(thin, values)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            rows, side = len(images), SIDE // PATCH
-            x = images.view(rows, side, PATCH, side, PATCH, 3).permute(0, 1, 3, 2, 4, 5).reshape(rows, side**2, -1)
+            rows, side = len(images), rest.side // rest.patch
+            x = (
+                images.view(rows, side, rest.patch, side, rest.patch, 3)
+                .permute(0, 1, 3, 2, 4, 5)
+                .reshape(rows, side**2, -1)
+            )
             mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True)
             targets = (x - mean) / (variance + 1e-6).sqrt()
             order = torch.rand(rows, side**2).argsort(1)
             kept = round((1 - HIDDEN) * side**2)
-            chosen = order[:, :kept, None].expand(-1, -1, WIDTH)
+            chosen = order[:, :kept, None].expand(-1, -1, wide)
             x = torch.gather(self.embed(x) + self.places, 1, chosen)
             x = torch.cat([self.class_token.expand(rows, -1, -1), x], 1)
             for block in self.encoder:
                 x = block(x)
             x = self.narrow(self.norm(x))
             masked = self.mask_token.expand(rows, side**2 - kept, -1)
-            back = order.argsort(1)[..., None].expand(-1, -1, DECODER_WIDTH)
+            back = order.argsort(1)[..., None].expand(-1, -1, thin)
             patches = torch.gather(torch.cat([x[:, 1:], masked], 1), 1, back)
             x = torch.cat([x[:, :1], patches], 1) + self.decoder_places
             for block in self.decoder:
@@ -94,11 +124,17 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             errors = ((self.paint(self.decoder_norm(x))[:, 1:] - targets) ** 2).mean(-1)
             return torch.gather(errors, 1, order[:, kept:]).mean()
 
-    torch.manual_seed(0)
-    model, images = Autoencoder(), torch.rand(arguments.rows, SIDE, SIDE, 3)
-    adamw = {"lr": 1.5e-3, "betas": (0.9, 0.95), "weight_decay": 0.05}
-    return time_torch(model, lambda: model(images), arguments.steps, clip=None, **adamw)
+    return time_torch(
+        Autoencoder,
+        lambda: torch.rand(size.rows, rest.side, rest.side, 3),
+        lambda model, images: model(images),
+        arguments,
+        clip=None,
+        lr=1.5e-3,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+    )
 
 
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, rows=ROWS)
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, sizes=SIZES)

@@ -8,6 +8,7 @@ sslx's side, `time_sslx` times the real train step.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -22,42 +23,64 @@ import numpy as np
 Measure = Callable[[argparse.Namespace], dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model and its batch, one of those that a benchmark can be asked for."""
+
+    rows: int  # of a batch
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    vocabulary: int = 0
+    length: int = 1  # what a row counts for
+    dropout: float = 0.0  # of attention probabilities; flash attention has none
+
+
 def compare(
-    doc: str, file: str, *, sslx: Measure, torch: Measure, rows: int, each: int = 1, unit: str = "pictures"
+    doc: str, file: str, *, sslx: Measure, torch: Measure, sizes: Mapping[str, Size], unit: str = "pictures"
 ) -> None:
     """Lets both sides take turns and prints what each gets through in a second, and the ratio.
+
+    A side finds the `Size` in ``arguments.size``, with the rows that were asked for.
 
     Args:
       doc: The benchmark's docstring.
       file: The benchmark's file.
       sslx: Measures this side.
       torch: Measures the peer's.
-      rows: Of a batch.
-      each: What a row counts for.
-      unit: Of that.
+      sizes: By name; the first one is what is measured unless another is asked for.
+      unit: What rows of ``length`` are counted in.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=rows, help="of a batch")
+    parser.add_argument("--size", choices=list(sizes), default=next(iter(sizes)))
+    parser.add_argument("--rows", type=int, help="of a batch, if not the size's")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after two that are not")
     parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader, if it has one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="sslx computes in")
+    parser.add_argument("--attention", default="auto", help="of sslx: config.model.attention")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
+    parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), default="float32", help="by autocast")
+    parser.add_argument("--torch-device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--torch-compile", action="store_true", help="the peer's model goes through torch.compile")
     parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    size = sizes[arguments.size]
+    size = dataclasses.replace(size, rows=arguments.rows or size.rows)
     if arguments.side:
+        arguments.size = size
         print(json.dumps({"sslx": sslx, "torch": torch}[arguments.side](arguments)))
         return
-    given = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "steps", "workers")]
     turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
     for turn in range(arguments.turns):
         for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
             output = subprocess.run(
-                [python, file, f"--side={side}", *given], check=True, stdout=subprocess.PIPE, text=True
+                [python, file, *sys.argv[1:], f"--side={side}"], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
             found = json.loads(output.splitlines()[-1])
             turns[side].append(found)
             rest = "".join(f", {name} {value:.3g}" for name, value in found.items() if name != "seconds")
-            print(f"turn {turn} {side:<5} {arguments.rows * each / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
+            print(f"turn {turn} {side:<5} {size.rows * size.length / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
     pairs = zip(turns["torch"], turns["sslx"], strict=True)
     print(f"ratio {spread([peer['seconds'] / ours['seconds'] for peer, ours in pairs])}")
     if "share_of_product" in turns["sslx"][0]:
@@ -69,13 +92,15 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **optimizer: Any) -> dict[str, float]:
-    """Seconds of a train step of an objective on one batch, and its arithmetic as a share of a float32 product's rate.
+def time_sslx(
+    objective: Any, arrays: Mapping[str, np.ndarray], arguments: argparse.Namespace, **optimizer: Any
+) -> dict[str, float]:
+    """Seconds of a train step of an objective on one batch, and its arithmetic as a share of a product's rate.
 
     Args:
       objective: What is trained.
       arrays: A batch.
-      steps: How many are timed.
+      arguments: How many steps are timed, and the dtype of the product that they are held against.
       optimizer: Settings of AdamW that differ from the default.
     """
     import jax
@@ -88,7 +113,7 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
     from sslx.train.loop import Trainer
     from sslx.train.sharding import on_mesh
 
-    rows = len(next(iter(arrays.values())))
+    rows, steps = len(next(iter(arrays.values()))), arguments.steps
 
     class OneBatch:
         """The same rows, whichever are asked for."""
@@ -107,7 +132,7 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
     config = RunConfig(batch_size=rows, steps=10_000, optimizer=OptimizerConfig(**optimizer))
     trainer = Trainer(config, objective, data)
     with on_mesh(trainer.program.mesh):
-        product = Product(trainer.program.mesh, "float32")
+        product = Product(trainer.program.mesh, arguments.dtype)
         rates = product.rates(steps)
         timed = TimedSteps(trainer, trainer.program.fresh())
         seconds = statistics.median(time_alone(trainer, timed, 0, steps + 2)[2:])
@@ -122,19 +147,45 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
 
 
 def time_torch(
-    model: Any, loss: Callable[[], Any], steps: int, *, clip: float | None = 1.0, **adamw: Any
+    model: Callable[[], Any],
+    inputs: Callable[[], Any],
+    loss: Callable[[Any, Any], Any],
+    arguments: argparse.Namespace,
+    *,
+    clip: float | None = 1.0,
+    **adamw: Any,
 ) -> dict[str, float]:
-    """Seconds of a step of a PyTorch model: gradients of ``loss()``, clipped to a norm, and AdamW."""
+    """Seconds of a step of a PyTorch model: gradients of its loss, clipped to a norm, and AdamW.
+
+    Args:
+      model: Makes the model, on the device that is the default one meanwhile.
+      inputs: Makes what the loss takes, likewise.
+      loss: Of the model and its inputs.
+      arguments: Steps, device, dtype of autocast, and whether to compile.
+      clip: Largest norm of the gradients.
+      adamw: Settings of AdamW.
+    """
     import torch
 
-    optimizer, seconds = torch.optim.AdamW(model.train().parameters(), **adamw), []
-    for _ in range(steps + 2):
+    torch.manual_seed(0)
+    torch.set_default_device(arguments.torch_device)
+    made, given, seconds = model().train(), inputs(), []
+    if arguments.torch_compile:
+        made.compile()
+    half = arguments.torch_dtype == "bfloat16"
+    # Fused, all parameters are updated by one kernel.
+    optimizer = torch.optim.AdamW(made.parameters(), fused=arguments.torch_device != "cpu", **adamw)
+    for _ in range(arguments.steps + 2):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with torch.autocast(arguments.torch_device, torch.bfloat16, enabled=half):
+            found = loss(made, given)
+        found.backward()
         if clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            torch.nn.utils.clip_grad_norm_(made.parameters(), clip)
         optimizer.step()
+        if arguments.torch_device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     return {"seconds": statistics.median(seconds[2:])}
 

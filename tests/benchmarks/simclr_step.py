@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import compare
+from peers import Size, compare
 from PIL import Image
 
-SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES, ROWS = 32, 2048, 256, 0.2, 0.1, 2048, 256
+SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES = 32, 2048, 256, 0.2, 0.1, 2048
+SIZES = {"cifar": Size(256)}
 Found = dict[str, float]
 
 
@@ -55,7 +56,7 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
     from sslx.train.sharding import on_mesh
 
     configure()
-    rows, steps = arguments.rows, arguments.steps
+    rows, steps = arguments.size.rows, arguments.steps
     config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
     with config.unlocked():
         config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
@@ -93,7 +94,7 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
     from torchvision import datasets, models, transforms
 
     torch.manual_seed(0)
-    rows, steps, workers = arguments.rows, arguments.steps, arguments.workers
+    rows, steps, workers = arguments.size.rows, arguments.steps, arguments.workers
     one = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIDE, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -156,4 +157,4 @@ def with_pictures(measure: Callable[[Path, argparse.Namespace], Found]) -> Calla
 
 
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=with_pictures(measure_sslx), torch=with_pictures(measure_torch), rows=ROWS)
+    compare(__doc__, __file__, sslx=with_pictures(measure_sslx), torch=with_pictures(measure_torch), sizes=SIZES)
