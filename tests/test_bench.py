@@ -83,6 +83,10 @@ def test_the_most_expensive_operations_have_a_module_and_a_line(first, folder):
     assert sum(one["share"] for one in operations) == pytest.approx(1)
     assert [one["seconds"] for one in operations] == sorted((one["seconds"] for one in operations), reverse=True)
     assert any("encoder/transformer" in one["origin"] and ".py:" in one["place"] for one in operations)
+    places = [(one["origin"], one["place"]) for one in operations if one["origin"]]
+    assert len(places) == len(set(places))
+    assert max(one["count"] for one in operations) > 1  # both layers' are one
+    assert " more " in said
     assert said.count("sslx/") > 3
     assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 1
 

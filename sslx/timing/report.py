@@ -104,7 +104,8 @@ def _table(found: Result) -> Table:
     for name in ("operation", "time", "share", "from", "source"):
         table.add_column(name, justify="right" if name in ("time", "share") else "left", overflow="fold")
     for one in found.operations[:EXPENSIVE]:
-        table.add_row(*map(Text, (one.name, seconds(one.seconds), f"{one.share:.1%}", one.origin, one.place)))
+        name = f"{one.name} and {one.count - 1} more" if one.count > 1 else one.name
+        table.add_row(*map(Text, (name, seconds(one.seconds), f"{one.share:.1%}", one.origin, one.place)))
     return table
 
 

@@ -36,18 +36,20 @@ DEVICE_LINES = ("XLA Ops",)  # of a TPU's plane; its other lines say the same on
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of the compiled step.
+    """One operation of the compiled step, or several of one place: the same product of all layers, say.
 
     Attributes:
-      name: In the compiled program, such as ``fusion.12``.
+      name: In the compiled program, such as ``fusion.12``; of several, the most expensive one's.
+      count: How many they are.
       opcode: What it is, such as ``fusion`` or ``convolution``.
-      seconds: Spent on it in one step, over all devices and threads.
+      seconds: Spent in one step, over all devices and threads.
       share: Of the time of all operations.
       origin: The module and the jax primitive, ``encoder/attention: dot_general (backward)``, or "".
       place: ``file.py:12``, or "".
     """
 
     name: str
+    count: int
     opcode: str
     seconds: float
     share: float
@@ -73,7 +75,9 @@ def trace(run: Callable[[], None], folder: Path) -> Path:
 
 
 def operations(file: Path, text: str, steps: int) -> list[Operation]:
-    """The operations of a traced step, the most expensive first.
+    """The operations of a traced step, the most expensive first; those of one module, primitive, pass and line are one.
+
+    Of what XLA has made without saying where from, those that it has named alike are one.
 
     Args:
       file: What `trace` returned.
@@ -83,13 +87,18 @@ def operations(file: Path, text: str, steps: int) -> list[Operation]:
     module, places = hlo.parse(text), source_lines(text)
     known = {name: found for one in module.computations.values() for name, found in one.instructions.items()}
     spent = times(ProfileData.from_file(str(file)), known)
-    whole, found = sum(spent.values()), []
-    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+    whole = sum(spent.values())
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for name in sorted(spent, key=lambda name: -spent[name]):
         said = _telling(module, known[name]).attributes
         frame = re.search(r"stack_frame_id=(\d+)", said)
-        place = places.get(int(frame.group(1)), "") if frame else ""
-        found.append(Operation(name, known[name].opcode, seconds / steps, seconds / whole, _origin(said), place))
-    return found
+        origin, place = _origin(said), places.get(int(frame.group(1)), "") if frame else ""
+        alike.setdefault((origin, place, "" if origin else name.partition(".")[0]), []).append(name)
+    found = []
+    for (origin, place, _), names in alike.items():
+        seconds, opcode = sum(spent[name] for name in names), known[names[0]].opcode
+        found.append(Operation(names[0], len(names), opcode, seconds / steps, seconds / whole, origin, place))
+    return sorted(found, key=lambda one: -one.seconds)
 
 
 def times(profile: ProfileData, known: Mapping[str, object]) -> dict[str, float]:
