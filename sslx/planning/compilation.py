@@ -38,6 +38,14 @@ class Memory:
     temporaries: int
     peak: int
 
+    @classmethod
+    def of(cls, compiled: jax.stages.Compiled) -> Memory:
+        """What the compiler says that a program takes."""
+        stats = compiled.memory_analysis()
+        results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+        arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+        return cls(arguments, temporaries, arguments + temporaries + results)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
@@ -133,7 +141,7 @@ def plan(written: Mapping[str, Any], topology: Topology, *, evaluation: bool = T
     seconds = time.monotonic() - begin
     memory, sent, moved, times, notes = None, [], 0.0, None, [*program.notes, *program.undivided]
     if compiled is not None:
-        memory = _memory(compiled)
+        memory = Memory.of(compiled)
         needed = memory.peak
         module = hlo.parse(text)
         notes += _unknown_loops(module)
@@ -159,7 +167,7 @@ def plan(written: Mapping[str, Any], topology: Topology, *, evaluation: bool = T
         if compiled_eval is None:
             notes.append("the evaluation step does not fit where the training step does")
         else:
-            eval_memory = _memory(compiled_eval)
+            eval_memory = Memory.of(compiled_eval)
             module = hlo.parse(text)
             notes += _unknown_loops(module)
             eval_sent = traffic.collectives(module, _slices(order))
@@ -223,13 +231,6 @@ def _compile(lowered: jax.stages.Lowered, program: Program) -> tuple[jax.stages.
             return None, "", None
         needed = int(float(said.group(1)) * 1024 ** ("KMGT".index(said.group(2)) + 1))
         return None, "", needed + (shard_bytes(program.abstract) if "temporaries" in str(error) else 0)
-
-
-def _memory(compiled: jax.stages.Compiled) -> Memory:
-    stats = compiled.memory_analysis()
-    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    return Memory(arguments, temporaries, arguments + temporaries + results)
 
 
 def _slices(order: list) -> list[int]:

@@ -2,7 +2,7 @@
 
 A benchmark calls `compare` with a function of each side, ``measure(arguments)``, that returns ``{"seconds": of a step,
 ...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
-sslx's side, `time_sslx` times the real train step.
+sslx's side, `time_sslx` times the real train step; what it is made of serves benchmarks without a peer, too.
 """
 
 from __future__ import annotations
@@ -92,28 +92,19 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def time_sslx(
-    objective: Any, arrays: Mapping[str, np.ndarray], arguments: argparse.Namespace, **optimizer: Any
-) -> dict[str, float]:
-    """Seconds of a train step of an objective on one batch, and its arithmetic as a share of a product's rate.
+def one_batch_trainer(objective: Any, arrays: Mapping[str, np.ndarray], **optimizer: Any) -> Any:
+    """A `Trainer` of an objective that gets the same batch at every step.
 
     Args:
       objective: What is trained.
-      arrays: A batch.
-      arguments: How many steps are timed, and the dtype of the product that they are held against.
+      arrays: The batch.
       optimizer: Settings of AdamW that differ from the default.
     """
-    import jax
-
     from sslx.data.rows import RowOrder
-    from sslx.runtime import configure
     from sslx.settings import OptimizerConfig, RunConfig
-    from sslx.timing.clock import TimedSteps, time_alone
-    from sslx.timing.product import Product
     from sslx.train.loop import Trainer
-    from sslx.train.sharding import on_mesh
 
-    rows, steps = len(next(iter(arrays.values()))), arguments.steps
+    rows = len(next(iter(arrays.values())))
 
     class OneBatch:
         """The same rows, whichever are asked for."""
@@ -127,21 +118,43 @@ def time_sslx(
         def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
             return {name: array[: len(ids)] for name, array in arrays.items()}
 
-    configure()
     data = types.SimpleNamespace(train=OneBatch(), eval=OneBatch(), test=None, statistics={})
-    config = RunConfig(batch_size=rows, steps=10_000, optimizer=OptimizerConfig(**optimizer))
-    trainer = Trainer(config, objective, data)
+    return Trainer(RunConfig(batch_size=rows, steps=10_000, optimizer=OptimizerConfig(**optimizer)), objective, data)
+
+
+def step_seconds(trainer: Any, steps: int) -> list[float]:
+    """Seconds of each of so many train steps from fresh parameters, after two untimed ones; inside ``on_mesh``."""
+    from sslx.timing.clock import TimedSteps, time_alone
+
+    return time_alone(trainer, TimedSteps(trainer, trainer.program.fresh()), 0, steps + 2)[2:]
+
+
+def time_sslx(
+    objective: Any, arrays: Mapping[str, np.ndarray], arguments: argparse.Namespace, **optimizer: Any
+) -> dict[str, float]:
+    """Seconds of a train step of an objective on one batch, and its arithmetic as a share of a product's rate.
+
+    Args:
+      objective: What is trained.
+      arrays: A batch.
+      arguments: How many steps are timed, and the dtype of the product that they are held against.
+      optimizer: Settings of AdamW that differ from the default.
+    """
+    from sslx.runtime import configure
+    from sslx.timing.product import Product
+    from sslx.train.sharding import on_mesh
+
+    configure()
+    trainer, steps = one_batch_trainer(objective, arrays, **optimizer), arguments.steps
     with on_mesh(trainer.program.mesh):
         product = Product(trainer.program.mesh, arguments.dtype)
         rates = product.rates(steps)
-        timed = TimedSteps(trainer, trainer.program.fresh())
-        seconds = statistics.median(time_alone(trainer, timed, 0, steps + 2)[2:])
+        seconds = statistics.median(step_seconds(trainer, steps))
         rates += product.rates(steps)
-    jax.block_until_ready(timed.state)
     rate = statistics.median(rates)
     return {
         "seconds": seconds,
-        "share_of_product": objective.flops(trainer.program.batch_shapes) / seconds / rate,
+        "share_of_product": trainer.program.flops / seconds / rate,
         "product_gflops": rate / 1e9,
     }
 
