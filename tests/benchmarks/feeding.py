@@ -7,7 +7,7 @@ are taken as fast as they come (median of five rounds of ``--batches``); the com
 third of ``--steps``); and the real loop tells what share of its time it waits for a batch. On a CPU, that thread shares
 its cores with the step in the loop, and not in the first number. The aim is a ratio of 20.
 
-About two minutes on two CPU cores, most of it compilation, and one more the first time, when data are prepared. Use an
+One to two minutes on two CPU cores, most of it compilation, and one more the first time, when data are prepared. Use an
 idle machine.
 """
 
