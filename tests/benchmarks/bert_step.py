@@ -13,6 +13,7 @@ machine. ``--torch-python`` names another interpreter for the peer if torch is n
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 from peers import compare, time_sslx, time_torch
@@ -20,16 +21,34 @@ from peers import compare, time_sslx, time_torch
 LAYERS, WIDTH, HEADS, MLP, VOCABULARY, ROWS, LENGTH, MASKED = 4, 512, 8, 2048, 30522, 32, 128, 0.15
 
 
+def sslx_model() -> Any:
+    """The model's config here."""
+    from sslx.models.bert import BertConfig
+
+    return BertConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP, dropout=0.1, attention_dropout=0.1)
+
+
+def peer_model(vocabulary: int = VOCABULARY) -> Any:
+    """The same as Hugging Face's config, whose dropout is 0.1 and whose GELU is exact by default."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=MLP,
+    )
+
+
 def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     """The real train step of masked language modelling."""
     from sslx.data.tokenizer import Vocabulary
-    from sslx.models.bert import BertConfig
     from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
 
-    model = BertConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP, dropout=0.1, attention_dropout=0.1)
     special = tuple(range(5))
     words = Vocabulary(VOCABULARY, *special[:2], *special[2:], special, bytes(VOCABULARY), "benchmark")
-    objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), model, words, None)
+    objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), sslx_model(), words, None)
     shape = (arguments.rows, LENGTH)
     tokens = np.random.default_rng(0).integers(5, VOCABULARY, shape, dtype=np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape)
@@ -40,17 +59,10 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
 def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     """``BertForMaskedLM`` in PyTorch."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertForMaskedLM
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=MLP,
-    )
-    model, tokens = BertForMaskedLM(config), torch.randint(5, VOCABULARY, (arguments.rows, LENGTH))
+    model, tokens = BertForMaskedLM(peer_model()), torch.randint(5, VOCABULARY, (arguments.rows, LENGTH))
     labels = torch.where(torch.rand(tokens.shape) < MASKED, tokens, -100)
 
     def loss() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What comparisons with other libraries share: two sides that take turns in processes of their own, and their ratio.
+"""What comparisons with other libraries share: sides that take turns in processes of their own, and their ratios.
 
 A benchmark calls `compare` with a function of each side, ``measure(arguments)``, that returns ``{"seconds": of a step,
 ...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
@@ -12,56 +12,91 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Measure = Callable[[argparse.Namespace], dict[str, float]]
+WARMUP = 2  # steps of a turn that are not timed
 
 
 def compare(
-    doc: str, file: str, *, sslx: Measure, torch: Measure, rows: int, each: int = 1, unit: str = "pictures"
+    doc: str,
+    file: str,
+    *,
+    sslx: Measure,
+    rows: int,
+    each: int = 1,
+    unit: str = "pictures",
+    workers: int = 2,
+    shared: Measure | None = None,
+    **peers: Measure,
 ) -> None:
-    """Lets both sides take turns and prints what each gets through in a second, and the ratio.
+    """Lets the sides take turns and prints what each gets through in a second, and the ratio to each peer.
 
     Args:
       doc: The benchmark's docstring.
       file: The benchmark's file.
       sslx: Measures this side.
-      torch: Measures the peer's.
       rows: Of a batch.
-      each: What a row counts for.
+      each: What a row counts for, unless a side says under ``units`` what a step has got through.
       unit: Of that.
+      workers: Of the peers' data loaders.
+      shared: Makes what all sides read, once, in ``arguments.folder``; what it returns is printed.
+      peers: Measure the others' sides. Each name begins with a library, before ``_`` if there is more: torch_lines.
     """
+    sides = {**peers, "sslx": sslx}
+    libraries = sorted({name.partition("_")[0] for name in peers})
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=rows, help="of a batch")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after two that are not")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader, if it has one")
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
-    parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after some that are not")
+    parser.add_argument("--workers", type=int, default=workers, help="processes of the peer's data loader, if any")
+    for library in libraries:
+        parser.add_argument(f"--{library}-python", default=sys.executable, help=f"interpreter that has {library}")
+    parser.add_argument("--side", choices=(*sides, "shared"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps({"sslx": sslx, "torch": torch}[arguments.side](arguments)))
+        print(json.dumps({**sides, "shared": shared}[arguments.side](arguments)))
         return
+    pythons = {name: getattr(arguments, f"{name.partition('_')[0]}_python") for name in peers} | {
+        name: sys.executable for name in ("sslx", "shared")
+    }
     given = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "steps", "workers")]
-    turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
-    for turn in range(arguments.turns):
-        for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
-            output = subprocess.run(
-                [python, file, f"--side={side}", *given], check=True, stdout=subprocess.PIPE, text=True
-            ).stdout
-            found = json.loads(output.splitlines()[-1])
-            turns[side].append(found)
-            rest = "".join(f", {name} {value:.3g}" for name, value in found.items() if name != "seconds")
-            print(f"turn {turn} {side:<5} {arguments.rows * each / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
-    pairs = zip(turns["torch"], turns["sslx"], strict=True)
-    print(f"ratio {spread([peer['seconds'] / ours['seconds'] for peer, ours in pairs])}")
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def measured(side: str) -> dict[str, float]:
+            command = [pythons[side], file, f"--side={side}", f"--folder={folder}", *given]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            return json.loads(output.splitlines()[-1])
+
+        if shared:
+            print(", ".join(shown(measured("shared"))), flush=True)
+        for turn in range(arguments.turns):
+            for side in sides:
+                turns[side].append(found := measured(side))
+                rates[side].append(found.pop("units", arguments.rows * each) / found["seconds"])
+                rest = {name: value for name, value in found.items() if name != "seconds"}
+                line = [f"turn {turn} {side:<{max(map(len, sides))}} {rates[side][-1]:8.1f} {unit}/s", *shown(rest)]
+                print(", ".join(line), flush=True)
+    for name in peers:
+        ratios = [ours / theirs for ours, theirs in zip(rates["sslx"], rates[name], strict=True)]
+        print(f"ratio to {name} {spread(ratios)}")
     if "share_of_product" in turns["sslx"][0]:
         print(f"share of the matrix-product rate {spread([turn['share_of_product'] for turn in turns['sslx']])}")
+
+
+def shown(found: Mapping[str, float]) -> Iterable[str]:
+    """Numbers with their names; whole ones in full."""
+    return [f"{name} {value:{',' if isinstance(value, int) else '.3g'}}" for name, value in found.items()]
 
 
 def spread(values: list[float]) -> str:
@@ -110,7 +145,7 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
         product = Product(trainer.program.mesh, "float32")
         rates = product.rates(steps)
         timed = TimedSteps(trainer, trainer.program.fresh())
-        seconds = statistics.median(time_alone(trainer, timed, 0, steps + 2)[2:])
+        seconds = statistics.median(time_alone(trainer, timed, 0, steps + WARMUP)[WARMUP:])
         rates += product.rates(steps)
     jax.block_until_ready(timed.state)
     rate = statistics.median(rates)
@@ -122,13 +157,19 @@ def time_sslx(objective: Any, arrays: Mapping[str, np.ndarray], steps: int, **op
 
 
 def time_torch(
-    model: Any, loss: Callable[[], Any], steps: int, *, clip: float | None = 1.0, **adamw: Any
+    model: Any,
+    loss: Callable[[], Any],
+    steps: int,
+    *,
+    clip: float | None = 1.0,
+    average: Callable[[list[float]], float] = statistics.median,
+    **adamw: Any,
 ) -> dict[str, float]:
     """Seconds of a step of a PyTorch model: gradients of ``loss()``, clipped to a norm, and AdamW."""
     import torch
 
     optimizer, seconds = torch.optim.AdamW(model.train().parameters(), **adamw), []
-    for _ in range(steps + 2):
+    for _ in range(steps + WARMUP):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         loss().backward()
@@ -136,7 +177,7 @@ def time_torch(
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         seconds.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(seconds[2:])}
+    return {"seconds": average(seconds[WARMUP:])}
 
 
 def torch_block(width: int, heads: int, *, dropout: float = 0.0, causal: bool = False, bias: bool = True) -> Any:
