@@ -16,33 +16,32 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import compare
+from peers import WARMUP, compare
 from PIL import Image
 
 SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES, ROWS = 32, 2048, 256, 0.2, 0.1, 2048, 256
 Found = dict[str, float]
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(arguments: argparse.Namespace) -> Found:
     """Pictures that compress about as photographs of this size do, in two classes that nobody looks at."""
     for place in range(FILES):
         draw = np.random.default_rng(place)
         coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
         pixels = np.clip(smooth + draw.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-        file = folder / f"{place % 2}" / f"{place:04}.png"
-        file.parent.mkdir(exist_ok=True)
+        file = arguments.folder / "pictures" / f"{place % 2}" / f"{place:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
+    return {"pictures": FILES}
 
 
-def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
+def measure_sslx(arguments: argparse.Namespace) -> Found:
     """Seconds of a real train step on batches of the real pipeline, and the share of its CPU time that views take."""
     import jax
 
@@ -56,9 +55,10 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
 
     configure()
     rows, steps = arguments.rows, arguments.steps
-    config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
+    file, folder = Path(__file__).resolve().parents[2] / "configs" / "simclr.py", arguments.folder
+    config = load_config(file, f"cifar10,data=images:{folder / 'pictures'}")
     with config.unlocked():
-        config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
+        config.batch_size, config.data.cache_dir = rows, str(folder / "cache")
         config.data.train_split, config.data.eval_split = "train[:95%]", "train[95%:]"
         config.optimizer.name, config.optimizer.learning_rate = "sgd", RATE
         config.online.probe = False
@@ -69,7 +69,7 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
     state, votes, held = program.fresh(), Votes(program.mesh)(stop=0, save=False), program.nothing_held()
     walls, cpus = [], []
     with on_mesh(program.mesh):
-        for step in range(steps + 2):
+        for step in range(steps + WARMUP):
             wall, cpu = time.perf_counter(), time.process_time()
             batch = trainer.batches.at(step)
             state, metrics = program.train_step(state, batch, votes, held)
@@ -82,10 +82,10 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
         for _ in range(3):
             jax.block_until_ready(views(batch))
         augmenting = (time.process_time() - begin) / 3
-    return {"seconds": statistics.median(walls[2:]), "augmentation": augmenting / statistics.median(cpus[2:])}
+    return {"seconds": statistics.median(walls[WARMUP:]), "augmentation": augmenting / statistics.median(cpus[WARMUP:])}
 
 
-def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
+def measure_torch(arguments: argparse.Namespace) -> Found:
     """The same by PyTorch."""
     import torch
     from torch import nn
@@ -105,7 +105,7 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
             transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
         ]
     )
-    pictures = datasets.ImageFolder(str(folder), lambda picture: (one(picture), one(picture)))
+    pictures = datasets.ImageFolder(str(arguments.folder / "pictures"), lambda picture: (one(picture), one(picture)))
     loader = torch.utils.data.DataLoader(
         pictures, rows, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
@@ -121,7 +121,7 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
             yield from loader
 
     walls, cpus, stream = [], [], batches()
-    for _ in range(steps + 2):
+    for _ in range(steps + WARMUP):
         wall, cpu = time.perf_counter(), time.process_time()
         (first, second), _ = next(stream)
         optimizer.zero_grad(set_to_none=True)
@@ -135,25 +135,12 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
     for place in range(rows):
         pictures[place]
     augmenting = time.process_time() - begin
-    training = statistics.median(cpus[2:])  # without what worker processes do
+    training = statistics.median(cpus[WARMUP:])  # without what worker processes do
     return {
-        "seconds": statistics.median(walls[2:]),
+        "seconds": statistics.median(walls[WARMUP:]),
         "augmentation": augmenting / (training + augmenting * (workers > 0)),
     }
 
 
-def with_pictures(measure: Callable[[Path, argparse.Namespace], Found]) -> Callable[[argparse.Namespace], Found]:
-    """The measure of a side on pictures that are on disk, which it writes for itself."""
-
-    def measured(arguments: argparse.Namespace) -> Found:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "pictures"
-            folder.mkdir()
-            write_pictures(folder)
-            return measure(folder, arguments)
-
-    return measured
-
-
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=with_pictures(measure_sslx), torch=with_pictures(measure_torch), rows=ROWS)
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, shared=write_pictures, rows=ROWS)
