@@ -17,6 +17,7 @@ interpreter for the peer if torch is not installed in this one.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 from peers import Size, compare, time_sslx, time_torch
@@ -29,14 +30,12 @@ SIZES = {
 }
 
 
-def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
-    """The real train step of masked language modelling."""
-    from sslx.data.tokenizer import Vocabulary
+def sslx_model(arguments: argparse.Namespace) -> Any:
+    """The model's config here."""
     from sslx.models.bert import BertConfig
-    from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
 
     size = arguments.size
-    model = BertConfig(
+    return BertConfig(
         layers=size.layers,
         width=size.width,
         heads=size.heads,
@@ -46,9 +45,31 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
         dtype=arguments.dtype,
         attention=arguments.attention,
     )
+
+
+def peer_model(size: Size, vocabulary: int | None = None) -> Any:
+    """The same as Hugging Face's config, whose dropout is 0.1 and whose GELU is exact by default."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=vocabulary or size.vocabulary,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.width,
+        attention_probs_dropout_prob=size.dropout,
+    )
+
+
+def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
+    """The real train step of masked language modelling."""
+    from sslx.data.tokenizer import Vocabulary
+    from sslx.pretext.mlm import MaskedLanguageModel, MaskedLanguageModelConfig
+
+    size = arguments.size
     special = tuple(range(5))
     words = Vocabulary(size.vocabulary, *special[:2], *special[2:], special, bytes(size.vocabulary), "benchmark")
-    objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), model, words, None)
+    objective = MaskedLanguageModel(MaskedLanguageModelConfig(mask_ratio=MASKED), sslx_model(arguments), words, None)
     shape = (size.rows, size.length)
     tokens = np.random.default_rng(0).integers(5, size.vocabulary, shape, dtype=np.int32)
     positions = np.broadcast_to(np.arange(size.length, dtype=np.int32), shape)
@@ -59,17 +80,9 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
 def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     """``BertForMaskedLM`` in PyTorch."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertForMaskedLM
 
     size = arguments.size
-    config = BertConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        intermediate_size=4 * size.width,
-        attention_probs_dropout_prob=size.dropout,
-    )
 
     def inputs() -> dict[str, torch.Tensor]:
         tokens = torch.randint(5, size.vocabulary, (size.rows, size.length))
@@ -77,7 +90,7 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
     return time_torch(
-        lambda: BertForMaskedLM(config),
+        lambda: BertForMaskedLM(peer_model(size)),
         inputs,
         lambda model, given: model(**given).loss,
         arguments,

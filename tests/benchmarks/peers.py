@@ -1,4 +1,4 @@
-"""What comparisons with other libraries share: two sides that take turns in processes of their own, and their ratio.
+"""What comparisons with other libraries share: sides that take turns in processes of their own, and their ratios.
 
 A benchmark calls `compare` with a function of each side, ``measure(arguments)``, that returns ``{"seconds": of a step,
 ...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
@@ -13,14 +13,17 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Measure = Callable[[argparse.Namespace], dict[str, float]]
+WARMUP = 2  # steps of a turn that are not timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,17 @@ class Size:
 
 
 def compare(
-    doc: str, file: str, *, sslx: Measure, torch: Measure, sizes: Mapping[str, Size], unit: str = "pictures"
+    doc: str,
+    file: str,
+    *,
+    sslx: Measure,
+    sizes: Mapping[str, Size],
+    unit: str = "pictures",
+    workers: int = 2,
+    shared: Measure | None = None,
+    **peers: Measure,
 ) -> None:
-    """Lets both sides take turns and prints what each gets through in a second, and the ratio.
+    """Lets the sides take turns and prints what each gets through in a second, and the ratio to each peer.
 
     A side finds the `Size` in ``arguments.size``, with the rows that were asked for.
 
@@ -47,44 +58,68 @@ def compare(
       doc: The benchmark's docstring.
       file: The benchmark's file.
       sslx: Measures this side.
-      torch: Measures the peer's.
       sizes: By name; the first one is what is measured unless another is asked for.
-      unit: What rows of ``length`` are counted in.
+      unit: What rows of ``length`` are counted in, unless a side says under ``units`` what a step has got through.
+      workers: Of the peers' data loaders.
+      shared: Makes what all sides read, once, in ``arguments.folder``; what it returns is printed.
+      peers: Measure the others' sides. Each name begins with a library, before ``_`` if there is more: torch_lines.
     """
+    sides = {**peers, "sslx": sslx}
+    libraries = sorted({name.partition("_")[0] for name in peers})
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(sizes), default=next(iter(sizes)))
     parser.add_argument("--rows", type=int, help="of a batch, if not the size's")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after two that are not")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the peer's data loader, if it has one")
+    parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after some that are not")
+    parser.add_argument("--workers", type=int, default=workers, help="processes of the peer's data loader, if any")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="sslx computes in")
     parser.add_argument("--attention", default="auto", help="of sslx: config.model.attention")
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
-    parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), default="float32", help="by autocast")
-    parser.add_argument("--torch-device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--torch-compile", action="store_true", help="the peer's model goes through torch.compile")
-    parser.add_argument("--side", choices=("sslx", "torch"), help=argparse.SUPPRESS)
+    for library in libraries:
+        parser.add_argument(f"--{library}-python", default=sys.executable, help=f"interpreter that has {library}")
+    if "torch" in libraries:
+        parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), default="float32", help="by autocast")
+        parser.add_argument("--torch-device", default="cpu", help="cpu or cuda")
+        parser.add_argument("--torch-compile", action="store_true", help="the model goes through torch.compile")
+    parser.add_argument("--side", choices=(*sides, "shared"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     size = sizes[arguments.size]
     size = dataclasses.replace(size, rows=arguments.rows or size.rows)
     if arguments.side:
         arguments.size = size
-        print(json.dumps({"sslx": sslx, "torch": torch}[arguments.side](arguments)))
+        print(json.dumps({**sides, "shared": shared}[arguments.side](arguments)))
         return
-    turns: dict[str, list[dict[str, float]]] = {"sslx": [], "torch": []}
-    for turn in range(arguments.turns):
-        for side, python in (("torch", arguments.torch_python), ("sslx", sys.executable)):
-            output = subprocess.run(
-                [python, file, *sys.argv[1:], f"--side={side}"], check=True, stdout=subprocess.PIPE, text=True
-            ).stdout
-            found = json.loads(output.splitlines()[-1])
-            turns[side].append(found)
-            rest = "".join(f", {name} {value:.3g}" for name, value in found.items() if name != "seconds")
-            print(f"turn {turn} {side:<5} {size.rows * size.length / found['seconds']:8.1f} {unit}/s{rest}", flush=True)
-    pairs = zip(turns["torch"], turns["sslx"], strict=True)
-    print(f"ratio {spread([peer['seconds'] / ours['seconds'] for peer, ours in pairs])}")
+    pythons = {name: getattr(arguments, f"{name.partition('_')[0]}_python") for name in peers} | {
+        name: sys.executable for name in ("sslx", "shared")
+    }
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def measured(side: str) -> dict[str, float]:
+            command = [pythons[side], file, *sys.argv[1:], f"--side={side}", f"--folder={folder}"]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            return json.loads(output.splitlines()[-1])
+
+        if shared:
+            print(", ".join(shown(measured("shared"))), flush=True)
+        for turn in range(arguments.turns):
+            for side in sides:
+                turns[side].append(found := measured(side))
+                rates[side].append(found.pop("units", size.rows * size.length) / found["seconds"])
+                rest = {name: value for name, value in found.items() if name != "seconds"}
+                line = [f"turn {turn} {side:<{max(map(len, sides))}} {rates[side][-1]:8.1f} {unit}/s", *shown(rest)]
+                print(", ".join(line), flush=True)
+    for name in peers:
+        ratios = [ours / theirs for ours, theirs in zip(rates["sslx"], rates[name], strict=True)]
+        print(f"ratio to {name} {spread(ratios)}")
     if "share_of_product" in turns["sslx"][0]:
         print(f"share of the matrix-product rate {spread([turn['share_of_product'] for turn in turns['sslx']])}")
+
+
+def shown(found: Mapping[str, float]) -> Iterable[str]:
+    """Numbers with their names; whole ones in full."""
+    return [f"{name} {value:{',' if isinstance(value, int) else '.3g'}}" for name, value in found.items()]
 
 
 def spread(values: list[float]) -> str:
@@ -123,10 +158,10 @@ def one_batch_trainer(objective: Any, arrays: Mapping[str, np.ndarray], **optimi
 
 
 def step_seconds(trainer: Any, steps: int) -> list[float]:
-    """Seconds of each of so many train steps from fresh parameters, after two untimed ones; inside ``on_mesh``."""
+    """Seconds of each of so many train steps from fresh parameters, after `WARMUP` untimed ones; inside ``on_mesh``."""
     from sslx.timing.clock import TimedSteps, time_alone
 
-    return time_alone(trainer, TimedSteps(trainer, trainer.program.fresh()), 0, steps + 2)[2:]
+    return time_alone(trainer, TimedSteps(trainer, trainer.program.fresh()), 0, steps + WARMUP)[WARMUP:]
 
 
 def time_sslx(
@@ -166,6 +201,7 @@ def time_torch(
     arguments: argparse.Namespace,
     *,
     clip: float | None = 1.0,
+    average: Callable[[list[float]], float] = statistics.median,
     **adamw: Any,
 ) -> dict[str, float]:
     """Seconds of a step of a PyTorch model: gradients of its loss, clipped to a norm, and AdamW.
@@ -176,6 +212,7 @@ def time_torch(
       loss: Of the model and its inputs.
       arguments: Steps, device, dtype of autocast, and whether to compile.
       clip: Largest norm of the gradients.
+      average: Of the steps' times.
       adamw: Settings of AdamW.
     """
     import torch
@@ -187,8 +224,8 @@ def time_torch(
         made.compile()
     half = arguments.torch_dtype == "bfloat16"
     # Fused, all parameters are updated by one kernel.
-    optimizer = torch.optim.AdamW(made.parameters(), fused=arguments.torch_device != "cpu", **adamw)
-    for _ in range(arguments.steps + 2):
+    optimizer = torch.optim.AdamW(made.parameters(), **{"fused": arguments.torch_device != "cpu", **adamw})
+    for _ in range(arguments.steps + WARMUP):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(arguments.torch_device, torch.bfloat16, enabled=half):
@@ -200,7 +237,7 @@ def time_torch(
         if arguments.torch_device != "cpu":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(seconds[2:])}
+    return {"seconds": average(seconds[WARMUP:])}
 
 
 def torch_block(width: int, heads: int, *, dropout: float = 0.0, causal: bool = False, bias: bool = True) -> Any:

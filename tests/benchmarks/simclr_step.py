@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import Size, compare
+from peers import WARMUP, Size, compare
 from PIL import Image
 
 SIDE, HIDDEN, OUT, TEMPERATURE, RATE, FILES = 32, 2048, 256, 0.2, 0.1, 2048
@@ -31,19 +29,20 @@ SIZES = {"cifar": Size(256)}
 Found = dict[str, float]
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(arguments: argparse.Namespace) -> Found:
     """Pictures that compress about as photographs of this size do, in two classes that nobody looks at."""
     for place in range(FILES):
         draw = np.random.default_rng(place)
         coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
         pixels = np.clip(smooth + draw.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-        file = folder / f"{place % 2}" / f"{place:04}.png"
-        file.parent.mkdir(exist_ok=True)
+        file = arguments.folder / "pictures" / f"{place % 2}" / f"{place:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
+    return {"pictures": FILES}
 
 
-def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
+def measure_sslx(arguments: argparse.Namespace) -> Found:
     """Seconds of a real train step on batches of the real pipeline, and the share of its CPU time that views take."""
     import jax
 
@@ -57,12 +56,14 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
 
     configure()
     rows, steps = arguments.size.rows, arguments.steps
-    config = load_config(Path(__file__).resolve().parents[2] / "configs" / "simclr.py", f"cifar10,data=images:{folder}")
+    file, folder = Path(__file__).resolve().parents[2] / "configs" / "simclr.py", arguments.folder
+    config = load_config(file, f"cifar10,data=images:{folder / 'pictures'}")
     with config.unlocked():
-        config.batch_size, config.data.cache_dir = rows, str(folder.parent / "cache")
+        config.batch_size, config.data.cache_dir = rows, str(folder / "cache")
         config.data.train_split, config.data.eval_split = "train[:95%]", "train[95%:]"
         config.optimizer.name, config.optimizer.learning_rate = "sgd", RATE
         config.online.probe = False
+        config.model.dtype = arguments.dtype
     written = config.to_dict()
     objective, data = SimClr.prepare(written)
     trainer = Trainer(run_config(written, "pretext"), objective, data)
@@ -70,7 +71,7 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
     state, votes, held = program.fresh(), Votes(program.mesh)(stop=0, save=False), program.nothing_held()
     walls, cpus = [], []
     with on_mesh(program.mesh):
-        for step in range(steps + 2):
+        for step in range(steps + WARMUP):
             wall, cpu = time.perf_counter(), time.process_time()
             batch = trainer.batches.at(step)
             state, metrics = program.train_step(state, batch, votes, held)
@@ -83,10 +84,10 @@ def measure_sslx(folder: Path, arguments: argparse.Namespace) -> Found:
         for _ in range(3):
             jax.block_until_ready(views(batch))
         augmenting = (time.process_time() - begin) / 3
-    return {"seconds": statistics.median(walls[2:]), "augmentation": augmenting / statistics.median(cpus[2:])}
+    return {"seconds": statistics.median(walls[WARMUP:]), "augmentation": augmenting / statistics.median(cpus[WARMUP:])}
 
 
-def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
+def measure_torch(arguments: argparse.Namespace) -> Found:
     """The same by PyTorch."""
     import torch
     from torch import nn
@@ -106,55 +107,50 @@ def measure_torch(folder: Path, arguments: argparse.Namespace) -> Found:
             transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
         ]
     )
-    pictures = datasets.ImageFolder(str(folder), lambda picture: (one(picture), one(picture)))
+    pictures = datasets.ImageFolder(str(arguments.folder / "pictures"), lambda picture: (one(picture), one(picture)))
     loader = torch.utils.data.DataLoader(
         pictures, rows, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
     encoder = models.resnet18()
     encoder.conv1, encoder.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     encoder.fc = nn.Sequential(nn.Linear(512, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
-    encoder = encoder.train().to(memory_format=torch.channels_last)
+    device, half = arguments.torch_device, arguments.torch_dtype == "bfloat16"
+    encoder = encoder.train().to(device, memory_format=torch.channels_last)
+    if arguments.torch_compile:
+        encoder.compile()
     optimizer = torch.optim.SGD(encoder.parameters(), RATE, momentum=0.9, weight_decay=1e-4)
-    partner = torch.cat([torch.arange(rows) + rows, torch.arange(rows)])
+    partner = torch.cat([torch.arange(rows) + rows, torch.arange(rows)]).to(arguments.torch_device)
 
     def batches() -> Any:
         while True:
             yield from loader
 
     walls, cpus, stream = [], [], batches()
-    for _ in range(steps + 2):
+    for _ in range(steps + WARMUP):
         wall, cpu = time.perf_counter(), time.process_time()
         (first, second), _ = next(stream)
         optimizer.zero_grad(set_to_none=True)
-        seen = functional.normalize(encoder(torch.cat([first, second]).to(memory_format=torch.channels_last)))
+        views = torch.cat([first, second]).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            seen = encoder(views)
+        seen = functional.normalize(seen.float())
         alike = (seen @ seen.T / TEMPERATURE).fill_diagonal_(-1e9)
         functional.cross_entropy(alike, partner).backward()
         optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     begin = time.process_time()
     for place in range(rows):
         pictures[place]
     augmenting = time.process_time() - begin
-    training = statistics.median(cpus[2:])  # without what worker processes do
+    training = statistics.median(cpus[WARMUP:])  # without what worker processes do
     return {
-        "seconds": statistics.median(walls[2:]),
+        "seconds": statistics.median(walls[WARMUP:]),
         "augmentation": augmenting / (training + augmenting * (workers > 0)),
     }
 
 
-def with_pictures(measure: Callable[[Path, argparse.Namespace], Found]) -> Callable[[argparse.Namespace], Found]:
-    """The measure of a side on pictures that are on disk, which it writes for itself."""
-
-    def measured(arguments: argparse.Namespace) -> Found:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "pictures"
-            folder.mkdir()
-            write_pictures(folder)
-            return measure(folder, arguments)
-
-    return measured
-
-
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=with_pictures(measure_sslx), torch=with_pictures(measure_torch), sizes=SIZES)
+    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, shared=write_pictures, sizes=SIZES)
