@@ -193,12 +193,12 @@ def given_keys() -> list[str]:
 
 
 def fit_warmup(config: ml_collections.ConfigDict) -> None:
-    """Shortens the config file's warm-up for a first trial of few steps."""
+    """Shortens the config file's warm-up for a first trial of few steps, of which it would take more than half."""
     given, optimizer = given_keys(), config.get("optimizer")
     if "steps" not in given or "optimizer.warmup_steps" in given or optimizer is None:
         return
     steps, warmup = optimizer.get("schedule_steps") or config.steps, optimizer.get("warmup_steps")
-    if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup:
+    if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps < 2 * warmup:
         optimizer.warmup_steps = steps // 10
         print(f"note: the warm-up of {warmup} steps is shortened to {steps // 10}, a tenth of config.steps", flush=True)
 

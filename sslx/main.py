@@ -54,13 +54,27 @@ def _conclude(session: Session, workdir: Path) -> None:
     say(f"  tensorboard --logdir={shlex.quote(run)}")
     finetune = FINETUNE / FINETUNES[session.objective.modality]
     if finetune.is_file():  # a package that was installed elsewhere has no configs beside it
-        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(finetune, session.written, workdir))}")
+        labelled = "eval_label_entropy" in session.data.statistics
+        say(f"  python -m sslx.finetune {shlex.join(_finetune_flags(finetune, session.written, workdir, labelled))}")
+        usual = load_config(finetune).data.source
+        if not labelled and session.written["data"]["source"] != usual:
+            say(f"    (on {usual}; {display(finetune)}:data=SOURCE takes labelled data of your own)")
 
 
-def _finetune_flags(finetune: LocalPath, written: Mapping[str, Any], workdir: Path) -> list[str]:
-    """Flags with which fine-tuning from the run in ``workdir`` works as they stand."""
-    run, usual, usually, model = display(workdir), Path("runs") / finetune.stem, load_config(finetune), written["model"]
-    given = [f"--config={display(finetune)}", f"--config.init={run}"]
+def _finetune_flags(
+    finetune: LocalPath, written: Mapping[str, Any], workdir: Path, labelled: bool = False
+) -> list[str]:
+    """Flags with which fine-tuning from the run in ``workdir`` works as they stand, on its data if they have labels."""
+    run, usual, source, model = (
+        display(workdir),
+        Path("runs") / finetune.stem,
+        written["data"]["source"],
+        written["model"],
+    )
+    own = labelled and source != load_config(finetune).data.source and "," not in source  # which ends an argument
+    argument = f"data={source}" if own else ""
+    usual, usually = Path("runs") / finetune.stem, load_config(finetune, argument)
+    given = [f"--config={display(finetune)}{':' * own}{argument}", f"--config.init={run}"]
     if "seq_len" in usually.data and model.get("positions") == "learned" and model["max_length"] < usually.data.seq_len:
         given.append(f"--config.data.seq_len={model['max_length']}")
     for name in ("image_size", "channels"):

@@ -85,6 +85,7 @@ def train(written: dict[str, Any], workdir: Path, *, part: str, tokenizer: Path 
         trainer = Trainer(config, objective, data, mesh)
         _check_best_metric(trainer)
         notes, start = [*trainer.program.notes, *_unread(part, data)], None
+        notes += _told_apart(objective, config, data.statistics)
         if not from_scratch(config.init) and not resumes:
             given = open_start(Path(config.init))
             params, unused = load_encoder(trainer.program.abstract.params, given)
@@ -213,6 +214,17 @@ def _unread(part: str, data: Any) -> list[str]:
     if part == "task" and data.test is None and "test" in data.statistics.get("unread_splits", ()):
         return ["the data have a split 'test'; with --config.data.test_split=test the report at the end is on it"]
     return []
+
+
+def _told_apart(objective: Objective, config: RunConfig, statistics: Mapping[str, Any]) -> list[str]:
+    """A note on held-out rows that are fewer than those of a batch, where a loss compares them."""
+    rows = statistics["eval_rows"]
+    if objective.scope == "row" or rows >= config.batch_size:
+        return []
+    return [
+        f"{rows} rows are held out and a batch has {config.batch_size}: compared with fewer others they lose less, and "
+        "chance is told too high for them; config.data.eval_split can hold out more"
+    ]
 
 
 def _header(

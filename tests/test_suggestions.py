@@ -34,7 +34,8 @@ def test_the_commands_at_the_end_of_pretraining_run_as_they_stand(entries, tiny_
     commands = [shlex.split(line) for line in said]
     assert commands[0] == ["tensorboard", "--logdir=runs/my run"]
     assert commands[1][:3] == ["python", "-m", "sslx.finetune"]
-    assert len(commands) == 2
+    assert "(on python_docs; " in said[2]  # what was learned from has no labels
+    assert len(commands) == 3
     flags = commands[1][3:]
     source = config.data.source
     small = [f"--config.data.source={source}", "--config.data.train_split=train[:90%]"]
@@ -54,9 +55,12 @@ def test_the_commands_at_the_end_of_pretraining_run_as_they_stand(entries, tiny_
     ],
 )
 def test_what_a_model_of_pictures_has_not_is_switched_off(model, flags):
-    written = {"model": dataclasses.asdict(model), "data": {"image_size": 32, "channels": 1}}
+    written = {"model": dataclasses.asdict(model), "data": {"source": "digits", "image_size": 32, "channels": 1}}
     found = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"))
     assert found[2:] == flags
+    assert found[0].endswith("image_classification.py")
+    labelled = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"), True)
+    assert labelled[0].endswith("image_classification.py:data=digits")
 
 
 def test_a_run_is_found_one_level_up_or_down(tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def prepare_images(config: ImageConfig, seed: int = 0) -> PreparedPictures:
         if role == "train" and config.channels == 1 and len(rows) and _first_has_colours(source, rows):
             print(
                 f"note: pictures of {config.source} have colours and are made grey; --config.data.channels=3 "
-                "--config.model.channels=3 keeps the colours",
+                "--config.model.channels=3 keeps the colours, from pretraining on",
                 flush=True,
             )
         known = {} if rows.labels is None else {"label_entropy": entropy(np.bincount(rows.labels))}

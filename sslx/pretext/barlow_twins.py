@@ -2,7 +2,8 @@
 
 In: two views of each row. Out: one term, of the cross-correlation over the batch of the projections' features: the sum
 of (1 - C_ii)² and of ``redundancy`` times C_ij² elsewhere. Features are normalised by the mean and variance of the
-whole batch. Guessing costs the width of the projection: unrelated views correlate nowhere.
+whole batch. Guessing costs the width of the projection, and what unrelated views of so many rows correlate by accident;
+features that are the same for all rows cost the width alone.
 """
 
 from __future__ import annotations
@@ -84,4 +85,8 @@ class BarlowTwins(JointEmbedding):
         return Out({"correlation": term}, {"agreement": mean_of(agreement, weights)})
 
     def chance(self, statistics: Mapping[str, float]) -> float:
-        return self.pretext.scale * self.pretext.projector.width(self.model.features_width)
+        width = self.pretext.projector.width(self.model.features_width)
+        by_accident = (1.0 + self.pretext.redundancy * (width - 1)) / (
+            self.rows - 1
+        )  # a squared correlation: 1 / (N - 1)
+        return self.pretext.scale * width * (1.0 + by_accident)

@@ -1,13 +1,13 @@
 """iBOT (arXiv 2111.07832) and DINOv2 (arXiv 2304.07193): DINO, and the same for patches that the student does not see.
 
-In: two large crops and some small ones of each row; of half the rows, a block of each large crop's patches is hidden
-from the student behind a learned token. Out: DINO's term on the crops; ``patches``, the cross-entropy between the
-teacher's shares of the prototypes for a hidden patch and the student's, the mean over the hidden patches of a crop and
-then over such crops; and with ``koleo`` the term of the same name, which keeps a batch's features apart (each row's
+In: two large crops and some small ones of each row; of half the large crops, each drawn for itself, a block of patches
+is hidden from the student behind a learned token. Out: DINO's term on the crops; ``patches``, the cross-entropy between
+the teacher's shares of the prototypes for a hidden patch and the student's, the mean over the hidden patches of a crop
+and then over such crops; and with ``koleo`` the term of the same name, which keeps a batch's features apart (each row's
 distance to its nearest, arXiv 1806.03198). One head serves crops and patches, as in iBOT.
 
-With ``balance="centre"`` patches have a centre of their own; with ``sinkhorn`` hidden patches of the whole batch are
-balanced at once, as in DINOv2. The product is the teacher.
+With ``balance="centre"`` patches have a centre of their own, the mean over hidden ones (iBOT's is over all); with
+``sinkhorn`` hidden patches of the whole batch are balanced at once, as in DINOv2. The product is the teacher.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class IbotConfig(DinoConfig):
     """``config.pretext`` of ``name="ibot"``."""
 
     name: str = "ibot"
-    masked_rows: float = 0.5  # share of the rows of which patches are hidden
+    masked_rows: float = 0.5  # share of the large crops of which patches are hidden
     mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of their patches
     patch_weight: float = 0.5  # of the mean over crops with hidden patches; theirs is 1 over all, half of them without
     koleo: float = 0.0  # weight of the term; DINOv2's is 0.1

@@ -99,6 +99,10 @@ class Infomax(JointEmbedding):
     def network(self) -> PlaceNetwork:
         return PlaceNetwork(self.source, self.pretext.projector, placing=self.pretext.place_head)
 
+    @property
+    def scope(self) -> str:
+        return "batch" if self.pretext.place_head.batch_norm else super().scope
+
     def compared(self, student: list[Seen], teacher: None, given: Given) -> Out:
         first, second = student
         weights, count = given.weights, jnp.sum(given.weights)

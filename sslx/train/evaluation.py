@@ -105,15 +105,15 @@ class Evaluator:
         """The names of the metrics that a call gives, without computing them; params and state may be abstract."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
 
-        def zeros(function: Any, *more: Any) -> Any:
-            shapes = jax.eval_shape(function, params, state, batch, *more)
-            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        def filled(value: int, function: Any, *more: Any) -> Any:
+            shapes = function.eval_shape(params, state, batch, *more)
+            return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), shapes)
 
-        metrics = finish_means(zeros(self._program.eval_step))
+        metrics = finish_means(filled(1, self._program.eval_step))
         if self._objective.scored:
-            metrics |= self._objective.score(zeros(self._program.predict_step))
+            metrics |= self._objective.score(filled(0, self._program.predict_step))
         if self._objective.bank_rows:
-            metrics |= divided(zeros(self._program.compare_step, zeros(self._program.remember_step)))
+            metrics |= divided(filled(1, self._program.compare_step, filled(0, self._program.remember_step)))
         return sorted(metrics | self._objective.derive(metrics))
 
     def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> dict[str, np.ndarray]:

@@ -137,7 +137,8 @@ class Trainer:
 
 
 def _stopped_by(kept: Progress, step: int) -> str:
-    return f"the run was stopped by its alarm {' and '.join(kept.alarms['raised'])} at step {step}"
+    raised = kept.alarms["raised"]
+    return f"the run was stopped by its alarm{'s' * (len(raised) > 1)} {' and '.join(raised)} at step {step}"
 
 
 class _NotFinite(Exception):

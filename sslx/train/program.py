@@ -6,7 +6,6 @@ not. It touches neither data nor files, so that ``sslx.plan`` compiles for a pod
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -92,13 +91,17 @@ class Program:
             train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere), compiler_options=options
         )
         # Replicated, so that every host reads all sums and all rows.
-        compiled = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
-        self._eval_step = compiled(make_eval_step(objective, seed=config.seed))
-        self.eval_step = self._one_at_a_time(self._eval_step)
-        self.predict_step = self._one_at_a_time(compiled(predict))
-        self.features_step = self._one_at_a_time(compiled(features))
-        self.remember_step = self._one_at_a_time(compiled(objective.remember))
-        self.compare_step = self._one_at_a_time(compiled(objective.compare))
+        several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+        def compiled(step: Callable[..., Any]) -> Any:
+            jitted = jax.jit(step, out_shardings=everywhere, compiler_options=options)
+            return _OneAtATime(jitted) if several else jitted
+
+        self.eval_step = compiled(make_eval_step(objective, seed=config.seed))
+        self.predict_step = compiled(predict)
+        self.features_step = compiled(features)
+        self.remember_step = compiled(objective.remember)
+        self.compare_step = compiled(objective.compare)
 
     @property
     def parameters(self) -> int:
@@ -123,7 +126,7 @@ class Program:
         """The evaluation step, ready to compile for the mesh's devices."""
         valid = jax.ShapeDtypeStruct((self.config.batch_size,), jnp.float32, sharding=self.batch_sharding)
         with sharding.on_mesh(self.mesh):
-            return self._eval_step.lower(
+            return self.eval_step.lower(
                 self.abstract.params, self.abstract.state, self.abstract_batch | {"valid": valid}
             )
 
@@ -154,17 +157,6 @@ class Program:
         return state.replace(
             params=overlay(state.params, given), state={**state.state, **kept} if kept else state.state
         )
-
-    def _one_at_a_time(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A step that, on several CPU devices, waits for its own end.
-
-        CPU devices share a pool of about as many threads. Steps of which none needs another's results, as those of an
-        evaluation, can each hold some of them while they wait for the others in a collective: for ever, which XLA ends
-        after 40 seconds by aborting the process. Training steps need each other's state, and never do.
-        """
-        if self.mesh.size == 1 or self.mesh.devices.flat[0].platform != "cpu":
-            return step
-        return functools.wraps(step)(lambda *arguments: jax.block_until_ready(step(*arguments)))
 
     def _split_over_tensor(self) -> dict[int, str]:
         """The sizes that the config gives the axes that activations are split over tensor by, with their keys."""
@@ -206,3 +198,18 @@ class Program:
         )
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         return TrainState(step, placed["params"], placed["state"], opt_state)
+
+
+class _OneAtATime:
+    """A jitted step that waits for its own end, for several CPU devices.
+
+    These share a pool of about as many threads. Steps of which none needs another's results, as those of an evaluation,
+    can each hold some of them while they wait for the others in a collective: for ever, which XLA ends after 40 seconds
+    by aborting the process. Training steps need each other's state, and never do.
+    """
+
+    def __init__(self, step: Any):
+        self._step, self.lower, self.eval_shape = step, step.lower, step.eval_shape
+
+    def __call__(self, *arguments: Any) -> Any:
+        return jax.block_until_ready(self._step(*arguments))
