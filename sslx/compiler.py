@@ -1,7 +1,7 @@
 """What XLA is asked for when it compiles a run's programs: one table, by platform.
 
-What the user's ``XLA_FLAGS`` say goes first. An option that this XLA does not know is left out, since they come and go
-with its releases.
+What the user's ``XLA_FLAGS`` say as ``--NAME=VALUE`` goes first. An option that this XLA does not know is left out,
+since they come and go with its releases.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import os
 import jax
 
 OPTIONS: dict[str, dict[str, str | bool]] = {
-    # Convolutions by Eigen, not by YNNPACK, whose list is products, convolutions and sums unless told otherwise. Of a
-    # 3 x 3 convolution of 64 channels at 32 x 32, forward and gradients by input and by kernel went from 96, 95 and
-    # 32 GFLOP/s to 211, 209 and 124 on two cores (jaxlib 0.10.2), and no size was slower.
+    # Convolutions by Eigen, not by YNNPACK, whose list is products, convolutions and sums unless told otherwise, and
+    # whose gradients by kernel are several times slower (tests/benchmarks/convolutions.py).
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
     # Collectives beside arithmetic. On TPUs that is the compiler's own default.
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},

@@ -25,7 +25,8 @@ def test_the_keys_that_were_given(command):
         (["--config.steps=20"], 20, None, 2),
         (["--config.steps=5"], 5, None, 0),
         (["--config.steps=100"], 100, None, 10),
-        (["--config.steps=101"], 101, None, 100),  # as it is written
+        (["--config.steps=199"], 199, None, 19),
+        (["--config.steps=200"], 200, None, 100),  # as it is written
         (["--config.steps=20"], 20, 500, 100),  # the schedule goes on beyond the run
         (["--config.steps=20", "--config.optimizer.warmup_steps=100"], 20, None, 100),  # which is refused
         ([], 20, None, 100),  # a mistake in the config file, which is refused

@@ -132,7 +132,7 @@ def relu(x: Array) -> Array:
     """``max(x, 0)``, of which XLA makes an array once.
 
     As a maximum it is taken for something cheap, and made anew, with all additions and normalisations back to the last
-    convolutions, wherever the backward pass reads it; on CPU that was an eighth of the training step.
+    convolutions, wherever the backward pass reads it.
     """
     return jnp.where(x <= 0, 0, x)  # not x > 0: NaN stays NaN
 

@@ -4,7 +4,8 @@ Both sides: the model of `bert_step.py` in batches of 32 rows of 128 tokens, the
 JSON-lines files, labels on 15 % of the tokens, masks drawn anew each time, AdamW at 5e-5 without decay, clip 1.0,
 float32, and one WordPiece tokenizer, which sslx trains on the documents; a vocabulary of 30,522 is asked for, and its
 real size printed. sslx is its real loop on its own preparation: documents in pieces of at most 126 tokens, packed into
-rows, in which each piece sees itself alone. The peer is what the recipe does, in its two forms:
+rows, in which each piece sees itself alone; the vocabulary head and the last layer's queries and MLP are computed where
+a token was picked. The peer is what the recipe does, in its two forms:
 
 - torch_grouped: documents one after the other, a thousand at a time, in chunks of 128 that see all of themselves;
 - torch_lines, its ``--line_by_line --pad_to_max_length``: a document a row, of which 128 tokens are kept, padded.
@@ -156,8 +157,9 @@ def measure_torch(line_by_line: bool, arguments: argparse.Namespace) -> dict[str
     useful, waits = [], []
 
     def stream() -> Iterator[dict[str, Any]]:
+        drawn = torch.Generator(arguments.torch_device)
         loader = torch.utils.data.DataLoader(
-            rows, size.rows, shuffle=True, collate_fn=collate, num_workers=arguments.workers
+            rows, size.rows, shuffle=True, collate_fn=collate, num_workers=arguments.workers, generator=drawn
         )
         return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -176,7 +178,6 @@ def measure_torch(line_by_line: bool, arguments: argparse.Namespace) -> dict[str
         average=statistics.mean,
         lr=RATE,
         weight_decay=0.0,
-        fused=True,
     )
     units = statistics.mean(useful[WARMUP:])
     return found | {

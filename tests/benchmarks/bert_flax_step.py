@@ -3,7 +3,8 @@
 Both sides have the model, the batch and the optimizer of `bert_step.py`, whose measure of sslx this is; both run on
 JAX. ``FlaxBertForMaskedLM`` left transformers with 5.0. Its step is written here after what `run_mlm_flax.py` did:
 jitted, state donated, a dense softmax cross-entropy against one-hot labels at all positions, weighted by where there is
-a label, AdamW without decay of biases and norms; with the same clip as ours. It gets ready-made inputs. Its attention
+a label, AdamW without decay of biases and norms; with the same clip as ours. It gets ready-made inputs, and computes
+the whole last layer at all positions, where ours computes queries and MLP of it where a token was picked. Its attention
 dropout draws one mask for all rows and heads, which is less work than ours.
 
     python -m venv flaxvenv && flaxvenv/bin/pip install transformers==4.57.6 flax==0.12.8 jax==0.10.2 optax==0.2.8

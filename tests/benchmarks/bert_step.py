@@ -2,7 +2,8 @@
 
 Both sides: 4 layers x 512, 8 heads, vocabulary 30,522, batch 32 x 128, exact GELU, dropout 0.1 on hidden states and
 attention probabilities, AdamW, clip 1.0, float32, labels on 15 % of the tokens. sslx runs its real train step, with
-masks drawn inside it; the peer gets ready-made inputs and is PyTorch eager, as its users run it.
+masks drawn inside it, and computes the vocabulary head and the last layer's queries and MLP where a token was picked;
+the peer computes them everywhere, gets ready-made inputs and is PyTorch eager, as its users run it.
 
     pip install -e ".[peers]" && python tests/benchmarks/bert_step.py
     python tests/benchmarks/bert_step.py --torch-dtype=bfloat16               # each at its best precision on this CPU

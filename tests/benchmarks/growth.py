@@ -203,6 +203,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     configure()
+    if jax.device_count() > 1:
+        parser.error(f"there are {jax.device_count()} devices; the memory that is expected is that of one")
     begin, known, curves = time.monotonic(), {}, {}
     for name, grown in GROWTH.items():
         for value in grown:

