@@ -98,7 +98,7 @@ def test_colours_that_are_made_grey_are_told_and_grey_pictures_are_not(photograp
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert note == (
         f"note: pictures of images:{tmp_path / 'in'} have colours and are made grey; --config.data.channels=3 "
-        "--config.model.channels=3 keeps the colours"
+        "--config.model.channels=3 keeps the colours, from pretraining on"
     )
     for path in photographs:  # grey ones that are stored in three channels
         Image.open(path).convert("L").convert("RGB").save(path)
