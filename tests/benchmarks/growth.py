@@ -9,7 +9,7 @@ compiler says of the step: arguments and temporaries. Beside the exponent over t
 least squares through the logarithms) stands the expected one, fitted alike: of time that of the model's FLOPs, of
 memory that of what a step has to hold. Writes ``growth.json`` and ``growth.png``.
 
-About four minutes on two CPU cores, half of it compilation, and some 3 GiB at the longest rows. Use an idle machine.
+Under three minutes on two CPU cores, half of it compilation, and some 3 GiB at the longest rows. Use an idle machine.
 """
 
 from __future__ import annotations
