@@ -270,7 +270,7 @@ class JointEmbedding(Objective):
         out = self.compared(student, teacher, Given(params, state, batch["weights"], weights, step))
         count = jnp.sum(weights)
         watched = {"feature_std": student[0].features, "projection_std": student[0].projection}
-        several = jnp.where(count >= 2, count, 0.0)  # one row has no spread, and nothing has collapsed
+        several = jnp.where(count >= 2, count, 0.0)  # one row has no spread
         found = {name: spread(x, weights) for name, x in watched.items()}
         metrics = {name: Mean(several * value, several) for name, value in found.items()}
         if len(weights) >= FEWEST:

@@ -81,13 +81,14 @@ class Vicreg(JointEmbedding):
         first, second = (view.projection for view in student)
         hinges, covariances, deviations = zip(*(regularisers(x, weights) for x in (first, second)), strict=True)
         apart = jnp.mean((first - second) ** 2, axis=-1)
+        several = weights * (jnp.sum(weights) >= 2)  # one row has no deviation
         return Out(
             {
                 "invariance": of_rows(apart, weights, pretext.invariance),
                 "variance": of_all(sum(hinges) / 2, weights, pretext.variance),
                 "covariance": of_all(sum(covariances), weights, pretext.covariance),
             },
-            {"projection_deviation": mean_of(jnp.full(weights.shape, sum(deviations) / 2), weights)},
+            {"projection_deviation": mean_of(jnp.full(weights.shape, sum(deviations) / 2), several)},
         )
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:

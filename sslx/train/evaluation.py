@@ -48,7 +48,11 @@ class Evaluator:
                 collected += [jax.device_get(predicted)] if predicted else []
             progress("evaluating")
         collected += [jax.device_get(last)] if last else []
-        metrics = finish_means(jax.device_get(means))
+        means = jax.device_get(means)
+        metrics = finish_means(means)
+        for name in (*self._objective.spreads, *self._objective.ranks):
+            if name in means and not means[name].weight:  # of too few rows to tell, which is no collapse
+                del metrics[name]
         predictions = _join(collected)
         if predictions:
             metrics |= self._objective.score(predictions)
@@ -105,15 +109,15 @@ class Evaluator:
         """The names of the metrics that a call gives, without computing them; params and state may be abstract."""
         batch = EvalBatches(rows, self._batch_size, self._sharding).at(0)
 
-        def filled(value: int, function: Any, *more: Any) -> Any:
+        def zeros(function: Any, *more: Any) -> Any:
             shapes = function.eval_shape(params, state, batch, *more)
-            return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), shapes)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
-        metrics = finish_means(filled(1, self._program.eval_step))
+        metrics = finish_means(zeros(self._program.eval_step))
         if self._objective.scored:
-            metrics |= self._objective.score(filled(0, self._program.predict_step))
+            metrics |= self._objective.score(zeros(self._program.predict_step))
         if self._objective.bank_rows:
-            metrics |= divided(filled(1, self._program.compare_step, filled(0, self._program.remember_step)))
+            metrics |= divided(zeros(self._program.compare_step, zeros(self._program.remember_step)))
         return sorted(metrics | self._objective.derive(metrics))
 
     def examples(self, params: Any, state: Any, rows: RandomAccessRows, count: int) -> dict[str, np.ndarray]:

@@ -178,12 +178,8 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
 
 
 def finish_means(means: dict[str, Mean]) -> dict[str, float]:
-    """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight.
-
-    What no row has weight for was not measured, and is left out, unless it is a part of the loss.
-    """
-    measured = {name: mean for name, mean in means.items() if float(mean.weight) or name.startswith(("term:", "part:"))}
-    values = divided(measured)
+    """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight."""
+    values = divided(means)
     terms = {name.removeprefix("term:"): value for name, value in values.items() if name.startswith("term:")}
     loss = sum(value for name, value in values.items() if name.startswith("part:"))
     rest = {name: value for name, value in values.items() if not name.startswith(("term:", "part:"))}

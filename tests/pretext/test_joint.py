@@ -254,6 +254,16 @@ def test_pictures_are_embedded_by_a_run_of_any_method():
     assert shape == (3, TINY_VIT.width)
 
 
+def test_one_row_has_no_spread_and_few_rows_no_directions():
+    objective, batch = method("vicreg"), picture_rows(ROWS)
+    variables = unbox(fresh(objective, batch))
+    evaluate = jax.jit(make_eval_step(objective, seed=0))
+    for rows, measured in ((1, set()), (7, {*objective.spreads}), (8, {*objective.spreads, *objective.ranks})):
+        found = evaluate(*variables.values(), batch | {"valid": np.float32(np.arange(ROWS) < rows)})
+        watched = (*objective.spreads, *objective.ranks)
+        assert {name for name in watched if found[name].weight} == measured, rows
+
+
 def test_chances_are_those_of_guessing():
     assert method("simclr").chance({}) == pytest.approx(math.log(15))
     assert method("moco_v3", temperature=0.2).chance({}) == pytest.approx(0.8 * math.log(24))
