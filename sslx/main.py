@@ -61,16 +61,9 @@ def _conclude(session: Session, workdir: Path) -> None:
             say(f"    (on {usual}; {display(finetune)}:data=SOURCE takes labelled data of your own)")
 
 
-def _finetune_flags(
-    finetune: LocalPath, written: Mapping[str, Any], workdir: Path, labelled: bool = False
-) -> list[str]:
+def _finetune_flags(finetune: LocalPath, written: Mapping[str, Any], workdir: Path, labelled: bool) -> list[str]:
     """Flags with which fine-tuning from the run in ``workdir`` works as they stand, on its data if they have labels."""
-    run, usual, source, model = (
-        display(workdir),
-        Path("runs") / finetune.stem,
-        written["data"]["source"],
-        written["model"],
-    )
+    run, source, model = display(workdir), written["data"]["source"], written["model"]
     own = labelled and source != load_config(finetune).data.source and "," not in source  # which ends an argument
     argument = f"data={source}" if own else ""
     usual, usually = Path("runs") / finetune.stem, load_config(finetune, argument)

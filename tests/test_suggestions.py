@@ -56,7 +56,7 @@ def test_the_commands_at_the_end_of_pretraining_run_as_they_stand(entries, tiny_
 )
 def test_what_a_model_of_pictures_has_not_is_switched_off(model, flags):
     written = {"model": dataclasses.asdict(model), "data": {"source": "digits", "image_size": 32, "channels": 1}}
-    found = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"))
+    found = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"), False)
     assert found[2:] == flags
     assert found[0].endswith("image_classification.py")
     labelled = _finetune_flags(FINETUNE / "image_classification.py", written, epath.Path("runs/rotation"), True)

@@ -48,11 +48,7 @@ class Evaluator:
                 collected += [jax.device_get(predicted)] if predicted else []
             progress("evaluating")
         collected += [jax.device_get(last)] if last else []
-        means = jax.device_get(means)
-        metrics = finish_means(means)
-        for name in (*self._objective.spreads, *self._objective.ranks):
-            if name in means and not means[name].weight:  # of too few rows to tell, which is no collapse
-                del metrics[name]
+        metrics = finish_means(jax.device_get(means), (*self._objective.spreads, *self._objective.ranks))
         predictions = _join(collected)
         if predictions:
             metrics |= self._objective.score(predictions)

@@ -8,7 +8,7 @@ from the whole batch, and then that of the parameters micro-batch by micro-batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -177,9 +177,12 @@ def make_eval_step(objective: Objective, *, seed: int) -> Callable[[Any, Any, Ba
     return eval_step
 
 
-def finish_means(means: dict[str, Mean]) -> dict[str, float]:
-    """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight."""
-    values = divided(means)
+def finish_means(means: dict[str, Mean], watched: Sequence[str] = ()) -> dict[str, float]:
+    """Divides summed evaluation means; ``loss`` adds up the terms, each times its coefficient and over its weight.
+
+    What alarms watch is left out where it has no weight: of too few rows to tell, which is no collapse.
+    """
+    values = divided({name: mean for name, mean in means.items() if name not in watched or mean.weight})
     terms = {name.removeprefix("term:"): value for name, value in values.items() if name.startswith("term:")}
     loss = sum(value for name, value in values.items() if name.startswith("part:"))
     rest = {name: value for name, value in values.items() if not name.startswith(("term:", "part:"))}

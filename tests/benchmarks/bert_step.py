@@ -36,16 +36,7 @@ def sslx_model(arguments: argparse.Namespace) -> Any:
     from sslx.models.bert import BertConfig
 
     size = arguments.size
-    return BertConfig(
-        layers=size.layers,
-        width=size.width,
-        heads=size.heads,
-        mlp_width=4 * size.width,
-        dropout=0.1,
-        attention_dropout=size.dropout,
-        dtype=arguments.dtype,
-        attention=arguments.attention,
-    )
+    return BertConfig(**size.transformer(arguments), dropout=0.1, attention_dropout=size.dropout)
 
 
 def peer_model(size: Size, vocabulary: int | None = None) -> Any:

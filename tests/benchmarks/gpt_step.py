@@ -35,17 +35,12 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
 
     size = arguments.size
     model = GptConfig(
-        layers=size.layers,
-        width=size.width,
-        heads=size.heads,
-        mlp_width=4 * size.width,
+        **size.transformer(arguments),
         dropout=size.dropout,
         attention_dropout=size.dropout,
         bias=False,
         max_length=size.length,
         activation="gelu",
-        dtype=arguments.dtype,
-        attention=arguments.attention,
     )
     words = Vocabulary(size.vocabulary, *[None] * 5, (), bytes(size.vocabulary), "benchmark")
     objective = CausalLanguageModel(CausalLanguageModelConfig(), model, words, None)

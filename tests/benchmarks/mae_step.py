@@ -23,22 +23,23 @@ import numpy as np
 from peers import Size, compare, time_sslx, time_torch, torch_block
 
 HIDDEN = 0.75
-SIZES = {"tiny": Size(128, 12, 192, 3), "base": Size(128, 12, 768, 12)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Rest:
-    """What `Size` does not say."""
+class Autoencoding(Size):
+    """With the picture's side, its patches and the decoder."""
 
-    side: int
-    patch: int
-    decoder_layers: int
-    decoder_width: int
-    decoder_heads: int
+    side: int = 32
+    patch: int = 4
+    decoder_layers: int = 4
+    decoder_width: int = 128
+    decoder_heads: int = 4
 
-    @classmethod
-    def of(cls, size: Size) -> Rest:
-        return cls(32, 4, 4, 128, 4) if size.width == SIZES["tiny"].width else cls(224, 16, 8, 512, 16)
+
+SIZES = {
+    "tiny": Autoencoding(128, 12, 192, 3),
+    "base": Autoencoding(128, 12, 768, 12, side=224, patch=16, decoder_layers=8, decoder_width=512, decoder_heads=16),
+}
 
 
 def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
@@ -48,27 +49,21 @@ def measure_sslx(arguments: argparse.Namespace) -> dict[str, float]:
     from sslx.pretext.mae import Mae, MaeConfig
 
     size = arguments.size
-    rest = Rest.of(size)
     model = VitConfig(
-        layers=size.layers,
-        width=size.width,
-        heads=size.heads,
-        mlp_width=4 * size.width,
-        image_size=rest.side,
-        patch_size=rest.patch,
+        **size.transformer(arguments),
+        image_size=size.side,
+        patch_size=size.patch,
         positions="sincos",
         init="xavier",
-        dtype=arguments.dtype,
-        attention=arguments.attention,
     )
     pretext = MaeConfig(
         mask_ratio=HIDDEN,
-        decoder_layers=rest.decoder_layers,
-        decoder_width=rest.decoder_width,
-        decoder_heads=rest.decoder_heads,
+        decoder_layers=size.decoder_layers,
+        decoder_width=size.decoder_width,
+        decoder_heads=size.decoder_heads,
         augment=NONE,
     )
-    shape = (size.rows, rest.side, rest.side, 3)
+    shape = (size.rows, size.side, size.side, 3)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
     optimizer = {"learning_rate": 1.5e-3, "beta2": 0.95, "weight_decay": 0.05, "clip_norm": None}
     return time_sslx(Mae(pretext, model, cropped=False), batch, arguments, **optimizer)
@@ -80,13 +75,12 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     from torch import nn
 
     size = arguments.size
-    rest = Rest.of(size)
-    wide, thin = size.width, rest.decoder_width
+    wide, thin = size.width, size.decoder_width
 
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            patches, values = (rest.side // rest.patch) ** 2, 3 * rest.patch**2
+            patches, values = (size.side // size.patch) ** 2, 3 * size.patch**2
             self.embed, self.narrow = nn.Linear(values, wide), nn.Linear(wide, thin)
             self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, wide))
             self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, thin))
@@ -94,14 +88,14 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             self.register_buffer("places", torch.randn(1, patches, wide))
             self.register_buffer("decoder_places", torch.randn(1, 1 + patches, thin))
             self.encoder = nn.ModuleList(torch_block(wide, size.heads) for _ in range(size.layers))
-            self.decoder = nn.ModuleList(torch_block(thin, rest.decoder_heads) for _ in range(rest.decoder_layers))
+            self.decoder = nn.ModuleList(torch_block(thin, size.decoder_heads) for _ in range(size.decoder_layers))
             self.norm, self.decoder_norm = nn.LayerNorm(wide, eps=1e-6), nn.LayerNorm(thin, eps=1e-6)
             self.paint = nn.Linear(thin, values)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            rows, side = len(images), rest.side // rest.patch
+            rows, side = len(images), size.side // size.patch
             x = (
-                images.view(rows, side, rest.patch, side, rest.patch, 3)
+                images.view(rows, side, size.patch, side, size.patch, 3)
                 .permute(0, 1, 3, 2, 4, 5)
                 .reshape(rows, side**2, -1)
             )
@@ -126,7 +120,7 @@ def measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
 
     return time_torch(
         Autoencoder,
-        lambda: torch.rand(size.rows, rest.side, rest.side, 3),
+        lambda: torch.rand(size.rows, size.side, size.side, 3),
         lambda model, images: model(images),
         arguments,
         clip=None,

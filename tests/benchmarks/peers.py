@@ -2,7 +2,9 @@
 
 A benchmark calls `compare` with a function of each side, ``measure(arguments)``, that returns ``{"seconds": of a step,
 ...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
-sslx's side, `time_sslx` times the real train step; what it is made of serves benchmarks without a peer, too.
+sslx's side, `time_sslx` times the real train step; what it is made of serves benchmarks without a peer, too. As sslx
+keeps memory that was freed (`sslx.runtime`), peers are started with the settings by which glibc does that for them, and
+PyTorch's AdamW is the fused one; neither is their default.
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ class Size:
     length: int = 1  # what a row counts for
     dropout: float = 0.0  # of attention probabilities; flash attention has none
 
+    def transformer(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """What configs of sslx's transformers take, with an MLP of four times the width."""
+        size = {"layers": self.layers, "width": self.width, "heads": self.heads, "mlp_width": 4 * self.width}
+        return size | {"dtype": arguments.dtype, "attention": arguments.attention}
+
 
 def compare(
     doc: str,
@@ -75,7 +82,8 @@ def compare(
     parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after some that are not")
     parser.add_argument("--workers", type=int, default=workers, help="processes of the peer's data loader, if any")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="sslx computes in")
-    parser.add_argument("--attention", default="auto", help="of sslx: config.model.attention")
+    if any(size.heads for size in sizes.values()):
+        parser.add_argument("--attention", default="auto", help="of sslx: config.model.attention")
     for library in libraries:
         parser.add_argument(f"--{library}-python", default=sys.executable, help=f"interpreter that has {library}")
     if "torch" in libraries:

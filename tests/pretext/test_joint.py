@@ -30,6 +30,8 @@ from sslx.pretext.simclr import SimClr, SimClrConfig
 from sslx.pretext.simsiam import SimSiam, SimSiamConfig
 from sslx.pretext.swav import Swav, SwavConfig
 from sslx.pretext.vicreg import Vicreg, VicregConfig
+from sslx.session import _told_apart
+from sslx.settings import RunConfig
 from sslx.train.initialise import objective_class
 from sslx.train.sharding import unbox
 from sslx.train.step import finish_means, make_eval_step, make_train_step
@@ -261,7 +263,15 @@ def test_one_row_has_no_spread_and_few_rows_no_directions():
     for rows, measured in ((1, set()), (7, {*objective.spreads}), (8, {*objective.spreads, *objective.ranks})):
         found = evaluate(*variables.values(), batch | {"valid": np.float32(np.arange(ROWS) < rows)})
         watched = (*objective.spreads, *objective.ranks)
-        assert {name for name in watched if found[name].weight} == measured, rows
+        assert set(watched) & set(finish_means(jax.device_get(found), watched)) == measured, rows
+
+
+def test_held_out_rows_that_are_fewer_than_a_batch_compares_are_told():
+    config = RunConfig(batch_size=ROWS)
+    (note,) = _told_apart(method("simclr"), config, {"eval_rows": 3})
+    assert note.startswith("3 rows are held out and a batch has 8: ")
+    assert _told_apart(method("simclr"), config, {"eval_rows": 8}) == []
+    assert _told_apart(method("dino", projector=FLAT), config, {"eval_rows": 3}) == []  # each row by itself
 
 
 def test_chances_are_those_of_guessing():
