@@ -4,7 +4,7 @@
 
 3 x 3 kernels of ResNet-18's stages on pictures of 32 pixels, 128 of them: rates of the forward pass and of the
 gradients by input and by kernel, by XLA's own choice and by ours, in GFLOP/s of useful arithmetic, the best of
-``--repeats``. Some two minutes on two cores; use an otherwise idle machine.
+``--repeats``. Under a minute on two cores; use an otherwise idle machine.
 """
 
 from __future__ import annotations
