@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,27 @@ import jax
 print(json.dumps([kept, jax.default_backend()]))
 """
 
+# How many arenas malloc has once threads have made arrays and filled them.
+ARENAS = """
+import ctypes, tempfile, threading
+import jax
+from sslx.runtime import configure
+
+configure()
+threads = [threading.Thread(target=lambda: jax.numpy.arange(2**20).sort().block_until_ready()) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL("libc.so.6")
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(file.read().count(b"<heap nr="))
+"""
+
 
 @pytest.fixture
 def plain():
@@ -54,6 +76,13 @@ def test_libtpu_is_not_started_where_there_is_no_tpu_and_nobody_asks_for_one(pla
     kept, backend = json.loads(ended.stdout)
     assert kept == [True, True, False]  # named by its machine, chosen by the user, neither
     assert backend in ("cpu", "gpu")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_stays_in_one_arena_for_all_threads(plain):
+    ended = plain("-c", f"import os\nos.environ['JAX_PLATFORMS'] = 'cpu'\n{ARENAS}")
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == 1  # eight and more if each thread has its own, whose emptied heaps are unmapped
 
 
 @pytest.mark.skipif(bool(tpu_device_files()), reason="there is a TPU")
