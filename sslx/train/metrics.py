@@ -172,7 +172,7 @@ def draw_curves(run: Path, chance: float | None, unit: str = "nats") -> Path | N
         for name in names:
             steps, values = series(name)
             if steps:
-                marker = None if name.startswith("train/") else "o"
+                marker = None if name.startswith("train/") and len(steps) > 1 else "o"  # one point has no line
                 axes.plot(steps, values, label=name, marker=marker, markersize=3, linewidth=1.3)
         if "loss" in title and chance is not None:
             axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance {chance:.2f}")

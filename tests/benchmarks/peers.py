@@ -4,7 +4,7 @@ A benchmark calls `compare` with a function of each side, ``measure(arguments)``
 ...}``. It is started again for each turn, with ``--side``: no side finds memory, threads or caches of the other. Of
 sslx's side, `time_sslx` times the real train step; what it is made of serves benchmarks without a peer, too. As sslx
 keeps memory that was freed (`sslx.runtime`), peers are started with the settings by which glibc does that for them, and
-PyTorch's AdamW is the fused one; neither is their default.
+PyTorch's AdamW is the fused one; neither is their default, which ``--as-installed`` leaves them.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def compare(
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="timed in a turn, after some that are not")
     parser.add_argument("--workers", type=int, default=workers, help="processes of the peer's data loader, if any")
+    parser.add_argument("--as-installed", action="store_true", help="peers without what helps them")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="sslx computes in")
     if any(size.heads for size in sizes.values()):
         parser.add_argument("--attention", default="auto", help="of sslx: config.model.attention")
@@ -108,7 +109,7 @@ def compare(
 
         def measured(side: str) -> dict[str, float]:
             command = [pythons[side], file, *sys.argv[1:], f"--side={side}", f"--folder={folder}"]
-            environment = os.environ | (KEPT if side in peers else {})
+            environment = os.environ | (KEPT if side in peers and not arguments.as_installed else {})
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             return json.loads(output.splitlines()[-1])
 
@@ -234,7 +235,7 @@ def time_torch(
     if arguments.torch_compile:
         made.compile()
     half = arguments.torch_dtype == "bfloat16"
-    optimizer = torch.optim.AdamW(made.parameters(), fused=True, **adamw)
+    optimizer = torch.optim.AdamW(made.parameters(), fused=None if arguments.as_installed else True, **adamw)
     for _ in range(arguments.steps + WARMUP):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
