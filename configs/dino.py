@@ -7,7 +7,8 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts: a ResNe
 Sizes:     cifar10 is solo-learn's recipe, a ResNet-18 for 1,000 epochs of CIFAR-10 (tfds:cifar10); its published linear
            accuracy is 89.52 % (trained online: eval/online_linear here). Not run here.
            base is the paper's for a ViT-S/16: 224 pixels and eight crops of 96, 1,024 pictures a step for 800 epochs of
-           ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 65,536 prototypes; 77.0 % linear. For accelerators.
+           ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 65,536 prototypes; 77.0 % linear. Gradients are
+           clipped to 3 as a whole, where the authors' code clips each parameter's. For accelerators.
 """
 
 import dataclasses

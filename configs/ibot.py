@@ -6,7 +6,8 @@ Default:   a small real job on glyphs, characters of matplotlib's fonts, with th
            for patches of 8, of which local crops of 16 pixels have four, balanced by Sinkhorn; some two minutes on two
            idle cores.
 Sizes:     base is iBOT's for a ViT-S/16: 224 pixels and ten crops of 96, 1,024 pictures a step for 800 epochs of
-           ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 8,192 prototypes; 77.9 % linear. For accelerators.
+           ImageNet-1k, AdamW at 2e-3 (5e-4 for each 256 pictures), 8,192 prototypes; 77.9 % linear. Gradients are
+           clipped to 3 as a whole, where the authors' code clips each parameter's. For accelerators.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
@@ -30,14 +31,27 @@ def ignore_absent_tpu() -> None:
     """
     if os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or importlib.util.find_spec("libtpu") is None:
         return
-    described = (name for name in os.environ if name.startswith(TPU_VARIABLES) and name not in SET_BY_IMPORT)
-    if tpu_device_files() or any(described):
+    if _tpu_is_told_of():
         return
     # Private, and the only way that leaves the choice among the other backends to jax: a list of platforms is binding.
     with contextlib.suppress(ImportError, AttributeError):  # a jax that keeps them elsewhere is only loud
         from jax._src import xla_bridge
 
         xla_bridge._backend_factories.pop("tpu", None)
+
+
+def _tpu_is_told_of() -> bool:
+    described = (name for name in os.environ if name.startswith(TPU_VARIABLES) and name not in SET_BY_IMPORT)
+    return bool(tpu_device_files() or any(described))
+
+
+def _only_cpu_can_be() -> bool:
+    """Whether jax will compute on CPU, as far as one can say before it has started a backend."""
+    if chosen := os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms:
+        return chosen.partition(",")[0] == "cpu"
+    if importlib.util.find_spec("libtpu") is not None and _tpu_is_told_of():
+        return False
+    return importlib.util.find_spec("jax_plugins") is None and not entry_points(group="jax_plugins")
 
 
 def configure() -> None:
@@ -54,7 +68,8 @@ def configure() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or jax.default_backend() == "cpu":
+    # Before there is a backend wherever possible: threads that it has started keep the arenas they have.
+    if _only_cpu_can_be() or jax.default_backend() == "cpu":
         _keep_freed_memory()
 
 

@@ -201,6 +201,7 @@ class Ibot(Dino):
         return {**state, "patch_centre": jnp.where(seen["count"] > 0, moved, state["patch_centre"])}
 
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
+        # The head runs on room for as many patches as can be hidden; fewer are on the average.
         head, most = self.pretext.projector, self.pretext.most_hidden(self.model.patches)
         each = head.flops(self.model.width) + 2.0 * head.width(self.model.width) * self.pretext.prototypes
         return super().flops(batch_shapes) + batch_shapes[self.source.fields[0]][0] * 2 * most * 4.0 * each

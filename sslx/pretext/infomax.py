@@ -117,9 +117,8 @@ class Infomax(JointEmbedding):
     def flops(self, batch_shapes: Mapping[str, tuple[int, ...]]) -> float:
         rows = batch_shapes[self.source.fields[0]][0]
         model, head = self.model, self.pretext.place_head
-        places = (
-            model.patches if model.name == "vit" else (model.image_size // (8 if model.stem == "cifar" else 32)) ** 2
-        )
+        halved = 8 if getattr(model, "stem", "") == "cifar" else 32
+        places = model.patches if model.name == "vit" else (-(-model.image_size // halved)) ** 2
         each = head.flops(model.features_width) + 2.0 * rows * head.out
         return super().flops(batch_shapes) + rows * 3.0 * 2 * places * each
 

@@ -4,7 +4,8 @@ In: pictures, of which ``labels_per_class`` of each class keep their labels. Vie
 student and teacher see different crops. Out: the term ``classification``, the cross-entropy of the student on labelled
 rows; and ``consistency``, the mean square between what student and teacher make of a picture, as shares of the
 classes, over all rows. Its weight rises as exp(-5 (1 - t)²) over the first ``ramp_steps`` updates, while the teacher
-knows nothing yet.
+knows nothing yet. Weights are of means: the authors' code divides the sum over labelled rows by the whole batch, so
+that its weight of 100 is 100 / ``labelled_share`` here.
 
 The teacher is the moving average that `sslx.tasks.image_classification` keeps (``ema``): it takes no gradient,
 normalises by its own batch statistics, and is what is evaluated and exported. Batches are mixed as the authors' are, by

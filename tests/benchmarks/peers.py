@@ -27,7 +27,7 @@ import numpy as np
 
 Measure = Callable[[argparse.Namespace], dict[str, float]]
 WARMUP = 2  # steps of a turn that are not timed
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}  # freed memory
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}  # freed memory
 
 
 @dataclasses.dataclass(frozen=True)
