@@ -91,7 +91,11 @@ def _run(start: Callable[[], None], parse: Callable[[list[str]], list[str]], tel
     except Alarmed as alarm:
         _end(alarm, 3)
     except KeyboardInterrupt:
-        sys.exit(1)
+        # By now everything temporary is gone. The usual end is not waited for: XLA's crashes if it was stopped while it
+        # compiled.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _tell_unraisable(unraisable: sys.UnraisableHookArgs) -> None:

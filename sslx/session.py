@@ -217,13 +217,13 @@ def _unread(part: str, data: Any) -> list[str]:
 
 
 def _told_apart(objective: Objective, config: RunConfig, statistics: Mapping[str, Any]) -> list[str]:
-    """A note on held-out rows that are fewer than those of a batch, where a loss compares them."""
-    rows = statistics["eval_rows"]
-    if objective.scope == "row" or rows >= config.batch_size:
+    """A note on held-out rows that are fewer than those of a batch, where chance is a matter of how many there are."""
+    rows, whole = statistics["eval_rows"], {**statistics, "eval_rows": config.batch_size}
+    if rows >= config.batch_size or objective.chance(statistics) == objective.chance(whole):
         return []
     return [
-        f"{rows} rows are held out and a batch has {config.batch_size}: compared with fewer others they lose less, and "
-        "chance is told too high for them; config.data.eval_split can hold out more"
+        f"{rows} rows are held out and a batch has {config.batch_size}: compared with fewer others they lose less than "
+        "in training, and chance is told for so many; config.data.eval_split can hold out more"
     ]
 
 

@@ -120,6 +120,8 @@ class DiagnosticsConfig:
         for name, least in {"rows": 0, "every": 1, "views": 0}.items():
             if getattr(self, name) < least:
                 raise UserError(f"config.diagnostics.{name} is {getattr(self, name)}; expected at least {least}")
+        if self.rows == 1:
+            raise UserError("config.diagnostics.rows is 1; expected 0, or at least 2 to compare")
         if self.views == 1:
             raise UserError("config.diagnostics.views is 1; expected 0, or at least 2 to compare")
 

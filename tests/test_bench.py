@@ -112,14 +112,16 @@ def test_a_downstream_task_is_measured_as_well(run):
     assert json.loads(ended.stdout)["config"]["task"]["name"] == "text_classification"
 
 
-def test_a_signal_leaves_nothing_half_written(entries, folder):
+@pytest.mark.parametrize("when", ["compiling", "timing"])
+def test_a_signal_leaves_nothing_half_written(entries, folder, when):
     before = {path.name for path in folder.iterdir()}
     arguments = ("--steps=1000000", "--json=stopped.json", "--profile=stopped")
     process = entries.start(
         "bench", "--config=pretrain.py", *arguments, folder=folder, environment={"TMPDIR": str(folder / "tmp")}
     )
-    # Steps run. Before that, Python itself may be looking for a place for temporary files, with one that it leaves.
-    until(lambda: "timing" in process.stdout, process)
+    # Before that, Python itself may be looking for a place for temporary files, with one that it leaves.
+    until(lambda: list((folder / "tmp").glob("sslx-bench-*")), process)
+    until(lambda: when in process.stdout, process)
     process.signal(signal.SIGINT)
     assert process.wait() == 1
     assert process.stderr == ""

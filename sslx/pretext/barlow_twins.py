@@ -86,7 +86,6 @@ class BarlowTwins(JointEmbedding):
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         width = self.pretext.projector.width(self.model.features_width)
-        by_accident = (1.0 + self.pretext.redundancy * (width - 1)) / (
-            self.rows - 1
-        )  # a squared correlation: 1 / (N - 1)
+        squared = 1.0 / (self.rows_compared(statistics) - 1)  # correlation of N unrelated rows
+        by_accident = (1.0 + self.pretext.redundancy * (width - 1)) * squared
         return self.pretext.scale * width * (1.0 + by_accident)

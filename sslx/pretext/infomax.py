@@ -124,4 +124,5 @@ class Infomax(JointEmbedding):
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         """Of scores that are all alike, at the value that serves the bound best."""
-        return {"infonce": math.log(self.rows), "jsd": 2 * math.log(2), "nwj": 0.0, "mine": 0.0}[self.pretext.bound]
+        contrast = math.log(self.rows_compared(statistics))
+        return {"infonce": contrast, "jsd": 2 * math.log(2), "nwj": 0.0, "mine": 0.0}[self.pretext.bound]

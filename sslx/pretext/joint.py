@@ -209,6 +209,10 @@ class JointEmbedding(Objective):
             return "batch"
         return "representations" if self.across else "row"
 
+    def rows_compared(self, statistics: Mapping[str, float]) -> int:
+        """How many rows a held-out loss compares: a batch of them, or all that are held out if they are fewer."""
+        return max(2, min(self.rows, int(statistics.get("eval_rows", self.rows))))
+
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)
         keys = {"params": key, "dropout": key}

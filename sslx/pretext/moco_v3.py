@@ -97,4 +97,4 @@ class MocoV3(JointEmbedding):
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         """Also the loss of vectors that are all the same, once the queue is full."""
-        return 4 * self.pretext.temperature * math.log(self.rows + self.pretext.queue)
+        return 4 * self.pretext.temperature * math.log(self.rows_compared(statistics) + self.pretext.queue)

@@ -60,4 +60,4 @@ class SimClr(JointEmbedding):
 
     def chance(self, statistics: Mapping[str, float]) -> float:
         """Also the loss of vectors that are all the same."""
-        return math.log(2 * self.rows - 1)
+        return math.log(2 * self.rows_compared(statistics) - 1)

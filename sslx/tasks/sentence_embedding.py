@@ -166,7 +166,8 @@ class SentenceEmbedding(TextTask):
         return 3.0 * rows * ((1 + others) * sentence + 2 * others * rows * width)
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
-        return math.log(self.batch_size * (1 + bool(self.task.negative_field)))
+        rows = min(self.batch_size, int(statistics.get("eval_rows", self.batch_size)))
+        return math.log(rows * (1 + bool(self.task.negative_field)))
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         embedding = self.module.apply({"params": params}, batch, projected=False, deterministic=True)

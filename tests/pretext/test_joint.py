@@ -271,7 +271,9 @@ def test_held_out_rows_that_are_fewer_than_a_batch_compares_are_told():
     (note,) = _told_apart(method("simclr"), config, {"eval_rows": 3})
     assert note.startswith("3 rows are held out and a batch has 8: ")
     assert _told_apart(method("simclr"), config, {"eval_rows": 8}) == []
-    assert _told_apart(method("dino", projector=FLAT), config, {"eval_rows": 3}) == []  # each row by itself
+    # Chance is the same for any number, whether rows go by themselves or through batch normalisation.
+    for one in (method("dino", projector=FLAT), method("byol")):
+        assert _told_apart(one, config, {"eval_rows": 3}) == []
 
 
 def test_chances_are_those_of_guessing():
@@ -280,6 +282,17 @@ def test_chances_are_those_of_guessing():
     assert method("dino").chance({}) == pytest.approx(math.log(16))
     assert method("vicreg").chance({}) == pytest.approx(24.75)
     assert (method("byol").chance({}), method("simsiam").chance({})) == (4, 0)
+
+
+def test_chance_is_that_of_the_rows_that_are_compared():
+    few, many = {"eval_rows": 3}, {"eval_rows": 100}
+    assert method("simclr").chance(few) == pytest.approx(math.log(5))
+    assert method("moco_v3", temperature=0.2).chance(few) == pytest.approx(0.8 * math.log(19))
+    assert method("infomax").chance(few) == pytest.approx(math.log(3))
+    width = method("barlow_twins").pretext.projector.width(0)
+    assert method("barlow_twins", redundancy=0.0, scale=1.0).chance(few) == pytest.approx(width * 1.5)
+    for name in ("simclr", "moco_v3", "infomax", "barlow_twins"):
+        assert method(name).chance(many) == method(name).chance({})
 
 
 @pytest.mark.parametrize("name", ["simclr", "dinov2"])
