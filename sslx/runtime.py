@@ -78,7 +78,9 @@ def _keep_freed_memory() -> None:
     # 32 MB array took 17.6 ms that way and 2.7 ms without mmap and trimming. Those that XLA's own threads ask for still
     # went back page by page, since a thread's arena unmaps a heap that is empty, whatever the threshold; one arena for
     # all threads took the steps of tests/benchmarks from 0.96 s to 0.75 (MAE) and from 1.83 to 1.54 (BERT). Huge pages
-    # on top of that changed them by 2 % at most. None of it changes arithmetic.
+    # on top of that changed them by 2 % at most. None of it changes arithmetic. The price: threads that allocate much
+    # at once, as tokenizers' do, wait for each other. On two cores texts are tokenized 2.8 times slower, which the
+    # steps make up for soon; `sslx.prepare`, which trains nothing, does not call this.
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)

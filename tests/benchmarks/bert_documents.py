@@ -195,6 +195,7 @@ if __name__ == "__main__":
         sslx=measure_sslx,
         torch_grouped=functools.partial(measure_torch, False),
         torch_lines=functools.partial(measure_torch, True),
+        one_arena=False,
         shared=write_documents,
         sizes=SIZES,
         unit="useful tokens",

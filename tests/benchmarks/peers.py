@@ -27,7 +27,8 @@ import numpy as np
 
 Measure = Callable[[argparse.Namespace], dict[str, float]]
 WARMUP = 2  # steps of a turn that are not timed
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}  # freed memory
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}  # freed memory
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ def compare(
     unit: str = "pictures",
     workers: int = 2,
     shared: Measure | None = None,
+    one_arena: bool = True,
     **peers: Measure,
 ) -> None:
     """Lets the sides take turns and prints what each gets through in a second, and the ratio to each peer.
@@ -71,9 +73,11 @@ def compare(
       unit: What rows of ``length`` are counted in, unless a side says under ``units`` what a step has got through.
       workers: Of the peers' data loaders.
       shared: Makes what all sides read, once, in ``arguments.folder``; what it returns is printed.
+      one_arena: Whether peers' threads share one arena, as sslx's do; those of tokenizers would wait for each other.
       peers: Measure the others' sides. Each name begins with a library, before ``_`` if there is more: torch_lines.
     """
     sides = {**peers, "sslx": sslx}
+    helped = KEPT | (ONE_ARENA if one_arena else {})
     libraries = sorted({name.partition("_")[0] for name in peers})
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(sizes), default=next(iter(sizes)))
@@ -109,7 +113,7 @@ def compare(
 
         def measured(side: str) -> dict[str, float]:
             command = [pythons[side], file, *sys.argv[1:], f"--side={side}", f"--folder={folder}"]
-            environment = os.environ | (KEPT if side in peers and not arguments.as_installed else {})
+            environment = os.environ | (helped if side in peers and not arguments.as_installed else {})
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             return json.loads(output.splitlines()[-1])
 
