@@ -17,6 +17,7 @@ from sslx.train.chips import tpu_device_files
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+ONE_ARENA_CORES = 8  # at most, where threads share one
 
 # How the names of variables begin that tell of a TPU; and two that jax and libtpu set wherever they are imported.
 TPU_VARIABLES = ("TPU_", "COLAB_TPU", "CLOUD_TPU", "JAX_FORCE_TPU")
@@ -80,12 +81,14 @@ def _keep_freed_memory() -> None:
     # all threads took the steps of tests/benchmarks from 0.96 s to 0.75 (MAE) and from 1.83 to 1.54 (BERT). Huge pages
     # on top of that changed them by 2 % at most. None of it changes arithmetic. The price: threads that allocate much
     # at once, as tokenizers' do, wait for each other. On two cores texts are tokenized 2.8 times slower, which the
-    # steps make up for soon; `sslx.prepare`, which trains nothing, does not call this.
+    # steps make up for soon; `sslx.prepare`, which trains nothing, does not call this. With many cores they would wait
+    # longer, and what steps gain there is not known.
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
-        libc.mallopt(M_ARENA_MAX, 1)
+        if (os.cpu_count() or 1) <= ONE_ARENA_CORES:
+            libc.mallopt(M_ARENA_MAX, 1)
 
 
 def is_first_process() -> bool:
