@@ -259,6 +259,11 @@ class Report:
     figures: dict[str, Figure]
 
 
+def rows_compared(batch_size: int, statistics: Mapping[str, float]) -> int:
+    """How many rows a held-out loss compares: a batch of them, or all that are held out if they are fewer."""
+    return max(2, min(batch_size, int(statistics.get("eval_rows", batch_size))))
+
+
 def row_keys(key: PRNGKeyArray, rows: Array) -> PRNGKeyArray:
     """One key a row, from the row's global id: the same whatever device, host or micro-batch the row is on."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

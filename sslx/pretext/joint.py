@@ -27,7 +27,7 @@ from sslx.models.pooling import unit_vectors
 from sslx.models.statistics import NAME as STATISTICS
 from sslx.models.statistics import apply_with_statistics, encoder_variables, with_statistics
 from sslx.models.teacher import MomentumConfig, followed
-from sslx.objective import Batch, Mean, Objective, Out, Term, Variables
+from sslx.objective import Batch, Mean, Objective, Out, Term, Variables, rows_compared
 from sslx.pretext.joint_network import Network, Seen
 from sslx.pretext.picture_views import PictureViews
 from sslx.pretext.sentence_views import SentenceViews
@@ -210,8 +210,8 @@ class JointEmbedding(Objective):
         return "representations" if self.across else "row"
 
     def rows_compared(self, statistics: Mapping[str, float]) -> int:
-        """How many rows a held-out loss compares: a batch of them, or all that are held out if they are fewer."""
-        return max(2, min(self.rows, int(statistics.get("eval_rows", self.rows))))
+        """`sslx.objective.rows_compared` of this run's batches."""
+        return rows_compared(self.rows, statistics)
 
     def init(self, key: PRNGKeyArray, batch: Batch) -> Variables:
         viewed = self.views(batch, key, jnp.zeros((), jnp.int32), train=False)

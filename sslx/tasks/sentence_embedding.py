@@ -35,7 +35,7 @@ from sslx.models.bert import Pooler
 from sslx.models.contrast import info_nce
 from sslx.models.pooling import unit_vectors
 from sslx.models.text import TextModelConfig, check_pool, pooled
-from sslx.objective import Batch, Mean, Out, Report, Term, Variables
+from sslx.objective import Batch, Mean, Out, Report, Term, Variables, rows_compared
 from sslx.probing.diagnostics import uniformity
 from sslx.tasks.text import TextTask
 
@@ -166,8 +166,7 @@ class SentenceEmbedding(TextTask):
         return 3.0 * rows * ((1 + others) * sentence + 2 * others * rows * width)
 
     def chance(self, statistics: Mapping[str, float]) -> float | None:
-        rows = min(self.batch_size, int(statistics.get("eval_rows", self.batch_size)))
-        return math.log(rows * (1 + bool(self.task.negative_field)))
+        return math.log(rows_compared(self.batch_size, statistics) * (1 + bool(self.task.negative_field)))
 
     def predict(self, params: Any, state: Any, batch: Batch) -> dict[str, Array]:
         embedding = self.module.apply({"params": params}, batch, projected=False, deterministic=True)

@@ -100,6 +100,7 @@ def test_the_loss_of_pairs_is_that_of_their_unit_vectors(vocabulary, batch, pool
     out = objective.loss(params, {}, viewed, jax.random.key(1), jnp.int32(0), train=True)
     assert out.terms["contrast"].sum == pytest.approx(reference(*vectors, np.ones(16), 0.05).sum(), rel=2e-4)
     assert objective.chance({}) == pytest.approx(math.log(32))
+    assert objective.chance({"eval_rows": 3}) < objective.chance({"eval_rows": 1000}) == objective.chance({})
     # What is left after training is the encoder alone.
     found = objective.encode(objective.encoder(params, {}), batch)
     own = {name: batch[name] for name in NAMES}
